@@ -1,0 +1,1 @@
+//! What Flumen persists or sends between nodes: FlatBuffers schemas and their generated code.

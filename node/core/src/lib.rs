@@ -1,0 +1,3 @@
+//! Every decision of a node, as pure state machines.
+#![forbid(unsafe_code)]
+pub mod types;

@@ -1,0 +1,3 @@
+//! The storage engine: journal, segments, checkpoints, recovery; generic over a `Disk`.
+#![forbid(unsafe_code)]
+pub mod disk;
