@@ -1,3 +1,4 @@
 //! Every decision of a node, as pure state machines.
 #![forbid(unsafe_code)]
+pub mod config;
 pub mod types;
