@@ -1,0 +1,185 @@
+//! Making batches, for clients, tests and load generators.
+
+use super::varint;
+use super::{
+    CONTROL_BIT, CRC_AT, CRC_FROM, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC, PREFIX_LEN, TRANSACTIONAL_BIT,
+    TimestampType,
+};
+use crate::compression::{self, Compression};
+use crate::crc::crc32c;
+
+/// A record to be put in a batch. Times are milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NewRecord<'a> {
+    /// When it was made.
+    pub timestamp: i64,
+    /// `None` is null.
+    pub key: Option<&'a [u8]>,
+    /// `None` is null: a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Keys and values; a key must be UTF-8 to be read by other clients.
+    pub headers: &'a [(&'a [u8], Option<&'a [u8]>)],
+}
+
+/// Collects records and writes them as one batch. Fields that a broker sets can be set too, for tests of what reads logs.
+#[derive(Clone, Debug)]
+pub struct BatchBuilder {
+    compression: Compression,
+    attributes: i16,
+    base_offset: i64,
+    leader_epoch: i32,
+    producer_id: i64,
+    producer_epoch: i16,
+    base_sequence: i32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+    count: i32,
+    next_offset_delta: i32,
+    records: Vec<u8>,
+}
+
+impl BatchBuilder {
+    /// An empty batch.
+    pub fn new(compression: Compression) -> BatchBuilder {
+        BatchBuilder {
+            compression,
+            attributes: compression.id().into(),
+            base_offset: 0,
+            leader_epoch: -1,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            base_timestamp: -1,
+            max_timestamp: -1,
+            count: 0,
+            next_offset_delta: 0,
+            records: Vec::new(),
+        }
+    }
+
+    /// The batch's place in a log.
+    pub fn at(mut self, base_offset: i64, leader_epoch: i32) -> BatchBuilder {
+        self.base_offset = base_offset;
+        self.leader_epoch = leader_epoch;
+        self
+    }
+
+    /// Makes it the batch of an idempotent producer.
+    pub fn producer(mut self, id: i64, epoch: i16, base_sequence: i32) -> BatchBuilder {
+        (self.producer_id, self.producer_epoch, self.base_sequence) = (id, epoch, base_sequence);
+        self
+    }
+
+    /// Makes it part of a transaction.
+    pub fn transactional(mut self) -> BatchBuilder {
+        self.attributes |= TRANSACTIONAL_BIT;
+        self
+    }
+
+    /// Makes it a control batch.
+    pub fn control(mut self) -> BatchBuilder {
+        self.attributes |= CONTROL_BIT;
+        self
+    }
+
+    /// Says what its timestamps mean.
+    pub fn timestamp_type(mut self, kind: TimestampType) -> BatchBuilder {
+        match kind {
+            TimestampType::CreateTime => self.attributes &= !LOG_APPEND_TIME_BIT,
+            TimestampType::LogAppendTime => self.attributes |= LOG_APPEND_TIME_BIT,
+        }
+        self
+    }
+
+    /// Adds a record with the next offset.
+    pub fn push(&mut self, record: NewRecord<'_>) -> &mut BatchBuilder {
+        if self.count == 0 {
+            self.base_timestamp = record.timestamp;
+        }
+        let timestamp_delta = record.timestamp.wrapping_sub(self.base_timestamp);
+        let body = 1
+            + varint::len(timestamp_delta)
+            + varint::len(self.next_offset_delta.into())
+            + field_len(record.key)
+            + field_len(record.value)
+            + varint::len(record.headers.len() as i64)
+            + record.headers.iter().map(|(k, v)| field_len(Some(k)) + field_len(*v)).sum::<usize>();
+        let out = &mut self.records;
+        varint::write(out, body as i64);
+        out.push(0);
+        varint::write(out, timestamp_delta);
+        varint::write(out, self.next_offset_delta.into());
+        write_field(out, record.key);
+        write_field(out, record.value);
+        varint::write(out, record.headers.len() as i64);
+        for (key, value) in record.headers {
+            write_field(out, Some(key));
+            write_field(out, *value);
+        }
+        self.max_timestamp = self.max_timestamp.max(record.timestamp);
+        self.count += 1;
+        self.next_offset_delta += 1;
+        self
+    }
+
+    /// Leaves a hole of `count` offsets, as compaction does.
+    pub fn skip_offsets(&mut self, count: i32) -> &mut BatchBuilder {
+        self.next_offset_delta += count;
+        self
+    }
+
+    /// How many records it has.
+    pub fn count(&self) -> i32 {
+        self.count
+    }
+
+    /// Bytes of the batch before compression.
+    pub fn len_bytes(&self) -> usize {
+        HEADER_LEN + self.records.len()
+    }
+
+    /// Writes the batch. An empty one is what compaction leaves of an idempotent producer's last batch.
+    pub fn build(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER_LEN + self.records.len());
+        out.resize(HEADER_LEN, 0);
+        compression::compress(self.compression, &self.records, &mut out);
+        let batch_length = i32::try_from(out.len() - PREFIX_LEN).expect("a batch is below 2 GiB");
+        let last_offset_delta = (self.next_offset_delta - 1).max(0);
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            out[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        put(&self.base_offset.to_be_bytes());
+        put(&batch_length.to_be_bytes());
+        put(&self.leader_epoch.to_be_bytes());
+        put(&MAGIC.to_be_bytes());
+        put(&[0; 4]);
+        put(&self.attributes.to_be_bytes());
+        put(&last_offset_delta.to_be_bytes());
+        put(&self.base_timestamp.to_be_bytes());
+        put(&self.max_timestamp.to_be_bytes());
+        put(&self.producer_id.to_be_bytes());
+        put(&self.producer_epoch.to_be_bytes());
+        put(&self.base_sequence.to_be_bytes());
+        put(&self.count.to_be_bytes());
+        assert_eq!(at, HEADER_LEN);
+        let crc = crc32c(&out[CRC_FROM..]);
+        out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
+        out
+    }
+}
+
+fn field_len(field: Option<&[u8]>) -> usize {
+    field.map_or(1, |bytes| varint::len(bytes.len() as i64) + bytes.len())
+}
+
+fn write_field(out: &mut Vec<u8>, field: Option<&[u8]>) {
+    match field {
+        None => varint::write(out, -1),
+        Some(bytes) => {
+            varint::write(out, bytes.len() as i64);
+            out.extend_from_slice(bytes);
+        }
+    }
+}
