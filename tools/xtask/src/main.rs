@@ -1,1 +1,30 @@
-fn main() {}
+//! Chores of the project that need more than a shell: generating code that is committed.
+//!
+//! ```text
+//! cargo run -p xtask -- codegen messages     # wire/src/messages, from Kafka's message definitions
+//! ```
+//!
+//! What is generated is committed, so that a build needs nothing of this; a test here regenerates it and compares.
+
+mod codegen;
+mod messages;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: xtask codegen messages";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments.as_slice() {
+        ["codegen", "messages"] => messages::generate().and_then(|files| codegen::write(&files)),
+        _ => Err(USAGE.to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
