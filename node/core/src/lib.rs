@@ -1,4 +1,7 @@
 //! Every decision of a node, as pure state machines.
 #![forbid(unsafe_code)]
 pub mod config;
+pub mod journal;
+pub mod limits;
+pub mod log;
 pub mod types;

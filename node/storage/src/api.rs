@@ -1,0 +1,289 @@
+//! What the engine says and asks: settings, placements, read outcomes, errors, and the [`Sink`] that hears of
+//! durability.
+
+use std::fmt;
+use std::time::Duration;
+
+use flumen_core::types::{Incarnation, LeaderEpoch, Offset, PartitionId, ShardId};
+use flumen_wire::ErrorCode;
+
+use crate::slices::Slices;
+
+/// How one shard's engine is set up.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// This shard.
+    pub shard: ShardId,
+    /// How many shards the node has; journal files are dealt out by `number % shards`.
+    pub shards: u16,
+    /// This start of the node, durable before the engine is made.
+    pub incarnation: Incarnation,
+    /// The data folder's random identity.
+    pub directory_id: [u8; 16],
+    /// Bytes accepted and not yet in their segments at most; past it `append` answers [`AppendError::Full`].
+    pub staged_bytes_max: usize,
+    /// What the batch cache aims at (what is not filled yet stays, whatever this says).
+    pub cache_bytes_max: usize,
+    /// Size of a journal file.
+    pub journal_file_bytes: u64,
+    /// Journal files made at start.
+    pub journal_files: usize,
+    /// Journal bytes after which a checkpoint is due.
+    pub checkpoint_bytes: u64,
+    /// Time after which a checkpoint is due when anything is dirty.
+    pub checkpoint_interval: Duration,
+    /// Time between two looks for segments to delete or to roll (`log.retention.check.interval.ms`).
+    pub retention_interval: Duration,
+    /// Staged bytes of one partition in one cycle from which they go past the journal.
+    pub bulk_bytes_min: usize,
+    /// Producers remembered per partition at most.
+    pub producers_max: usize,
+    /// `producer.id.expiration.ms`.
+    pub producer_expiration_ms: i64,
+    /// The bug that a test wants to see found.
+    #[cfg(feature = "planted-bugs")]
+    pub planted: Option<PlantedBug>,
+}
+
+/// Mistakes that a storage engine may have. Each is built in behind this feature so that the test bed can show
+/// that it finds them; none is compiled into a node.
+#[cfg(feature = "planted-bugs")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PlantedBug {
+    /// The answer leaves before the journal write has completed.
+    AnswerBeforeSync,
+    /// The EXTENT entry is journalled before the bulk is synced.
+    ExtentBeforeSync,
+    /// The checkpoint says that bytes are filled whose writes have not completed.
+    CheckpointBeforeFill,
+    /// The checkpoint is written without syncing the fills.
+    CheckpointBeforeSync,
+    /// Recovery takes any well-formed group of a journal file, whatever its incarnation and LSN.
+    StaleGroupAccepted,
+    /// A journal file is written again before the checkpoint that covers it is durable.
+    JournalFreedEarly,
+    /// A bad group is taken for a torn tail whatever later groups say.
+    CorruptionTakenForTornTail,
+    /// Recovery applies groups that the checkpoint covers.
+    FilledLsnIgnored,
+    /// The directory is not synced after a segment was created.
+    DirectoryNotSynced,
+    /// Segments are unlinked before LOG_START is durable.
+    UnlinkBeforeLogStart,
+    /// A fill writes zeros over the head of the block that it shares with the one before.
+    TailPrefixLost,
+    /// A duplicate is answered at once, though the original is not durable yet.
+    DuplicateAnsweredEarly,
+}
+
+#[cfg(feature = "planted-bugs")]
+impl PlantedBug {
+    /// All of them.
+    pub const ALL: [PlantedBug; 12] = [
+        PlantedBug::AnswerBeforeSync,
+        PlantedBug::ExtentBeforeSync,
+        PlantedBug::CheckpointBeforeFill,
+        PlantedBug::CheckpointBeforeSync,
+        PlantedBug::StaleGroupAccepted,
+        PlantedBug::JournalFreedEarly,
+        PlantedBug::CorruptionTakenForTornTail,
+        PlantedBug::FilledLsnIgnored,
+        PlantedBug::DirectoryNotSynced,
+        PlantedBug::UnlinkBeforeLogStart,
+        PlantedBug::TailPrefixLost,
+        PlantedBug::DuplicateAnsweredEarly,
+    ];
+}
+
+/// A partition's place in its shard's engine: copied freely, checked on use, never valid again once the
+/// partition is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// Who hears of what became durable. Called from `run_journal` alone, never from within a call of the engine,
+/// and with nothing of the engine borrowed: it may call the engine.
+pub trait Sink<T> {
+    /// Answers that may leave, in order per partition. The list is drained by the callee; what it leaves is dropped.
+    fn settled(&self, answers: &mut Vec<(T, Result<(), ErrorCode>)>);
+    /// Partitions whose high watermark (or log start) has moved.
+    fn advanced(&self, partitions: &[(Slot, PartitionId)]);
+    /// There is room again after an [`AppendError::Full`].
+    fn room(&self);
+    /// A partition went offline: its appends and reads answer KAFKA_STORAGE_ERROR from now on.
+    fn partition_offline(&self, partition: PartitionId, reason: &str);
+}
+
+/// Where a batch went. Its answer may leave when the token comes back through [`Sink::settled`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Offset of its first record (of the original's, for a duplicate).
+    pub base_offset: Offset,
+    /// What Produce answers: the broker's time under `message.timestamp.type=LogAppendTime`, else -1.
+    pub log_append_time: i64,
+    /// Start of the log at that moment.
+    pub log_start_offset: Offset,
+    /// Whether it was a retry of a batch that the log holds already.
+    pub duplicate: bool,
+}
+
+/// Why a batch was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppendError {
+    /// Too much is staged: try again at [`Sink::room`].
+    Full,
+    /// The client's fault, or a partition that cannot take writes: what to answer.
+    Refused(ErrorCode),
+}
+
+/// Offsets of one partition. All but `log_start` are exclusive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// First offset that can be read.
+    pub log_start: Offset,
+    /// End of what is acknowledged, hence readable.
+    pub high_watermark: Offset,
+    /// Offset of the next record.
+    pub log_end: Offset,
+}
+
+/// What a read found.
+#[derive(Debug)]
+pub enum ReadOutcome<B> {
+    /// Whole batches, from the one that holds the offset.
+    Cached(Slices<B>),
+    /// It lies on disk: give it to `read_disk`.
+    Disk(DiskRead),
+    /// The offset is the high watermark: nothing yet.
+    Empty,
+}
+
+/// A read that needs the disk; plain data.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskRead {
+    pub(crate) slot: Slot,
+    pub(crate) offset: Offset,
+    pub(crate) bytes_max: usize,
+    pub(crate) at_least_one: bool,
+}
+
+/// Why a read failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// Below the log start or above the high watermark.
+    OffsetOutOfRange,
+    /// The partition is offline.
+    Offline,
+    /// The partition is not here (any more).
+    Gone,
+    /// The bytes on disk are not what was written; said with file and position through the log.
+    Corrupt,
+}
+
+impl ReadError {
+    /// What a client hears.
+    pub fn error_code(self) -> ErrorCode {
+        match self {
+            ReadError::OffsetOutOfRange => ErrorCode::OffsetOutOfRange,
+            ReadError::Offline => ErrorCode::KafkaStorageError,
+            ReadError::Gone => ErrorCode::UnknownTopicOrPartition,
+            ReadError::Corrupt => ErrorCode::CorruptMessage,
+        }
+    }
+}
+
+/// Why a partition could not be created, opened or deleted.
+#[derive(Debug)]
+pub enum StorageError {
+    /// It is here already.
+    Exists,
+    /// The disk refused: what was done, and what it said.
+    Io(String, std::io::Error),
+    /// The engine is stopping.
+    Stopping,
+}
+
+impl fmt::Display for StorageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StorageError::Exists => f.write_str("the partition exists already"),
+            StorageError::Io(what, error) => write!(f, "{what}: {error}"),
+            StorageError::Stopping => f.write_str("the node is stopping"),
+        }
+    }
+}
+
+impl std::error::Error for StorageError {}
+
+/// The journal cannot go on: a group is undetermined. The node must say so and exit non-zero.
+#[derive(Debug)]
+pub struct JournalFault {
+    /// The file.
+    pub file: String,
+    /// Where in it.
+    pub position: u64,
+    /// What the disk said.
+    pub error: std::io::Error,
+}
+
+impl fmt::Display for JournalFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "journal {} at {}: {}; nothing of this group was acknowledged. Mend the disk, then start the node again",
+            self.file, self.position, self.error
+        )
+    }
+}
+
+impl std::error::Error for JournalFault {}
+
+/// Counters and gauges of one engine, as they stand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineMetrics {
+    /// Partitions here.
+    pub partitions: u64,
+    /// Of these, offline.
+    pub partitions_offline: u64,
+    /// Groups written.
+    pub groups: u64,
+    /// Bytes of groups written.
+    pub group_bytes: u64,
+    /// Time from forming a group to its durability, summed, in microseconds.
+    pub group_micros: u64,
+    /// Longest of them since the last look, in microseconds.
+    pub group_micros_max: u64,
+    /// Batches appended.
+    pub batches: u64,
+    /// Bytes of batches appended.
+    pub batch_bytes: u64,
+    /// Bytes that went past the journal.
+    pub bulk_bytes: u64,
+    /// Bytes filled into segments from the journal's memory.
+    pub filled_bytes: u64,
+    /// Checkpoints written.
+    pub checkpoints: u64,
+    /// Time that checkpoints took, summed, in microseconds.
+    pub checkpoint_micros: u64,
+    /// Bytes accepted and not yet in their segments.
+    pub staged_bytes: u64,
+    /// Bytes that the batch cache holds.
+    pub cache_bytes: u64,
+    /// Journal files that exist.
+    pub journal_files: u64,
+    /// Of these, free.
+    pub journal_files_free: u64,
+    /// Reads answered from the cache.
+    pub reads_cached: u64,
+    /// Reads that went to disk.
+    pub reads_disk: u64,
+    /// Segments deleted by retention.
+    pub segments_deleted: u64,
+    /// Times that space ran out.
+    pub storage_full: u64,
+}
+
+/// What a leader says of an epoch (KIP-320): the largest epoch not above the asked one, and where it ends.
+pub type EpochEnd = (LeaderEpoch, Offset);
