@@ -59,7 +59,7 @@ const _: () = assert!(JOURNAL_FILE_BYTES <= JOURNAL_FILE_BYTES_MAX);
 // What is below the bulk threshold fits a group.
 const _: () = assert!((BULK_BYTES_MIN as u64) < GROUP_BYTES_MAX / 4);
 const _: () = assert!(BULK_WRITE_BYTES <= BULK_BYTES_MIN);
-const _: () = assert!(FILL_WRITE_BYTES_MAX as u64 % BLOCK_BYTES == 0);
+const _: () = assert!((FILL_WRITE_BYTES_MAX as u64).is_multiple_of(BLOCK_BYTES));
 const _: () =
     assert!(ALLOCATE_BYTES_MIN.is_multiple_of(BLOCK_BYTES) && ALLOCATE_BYTES_MIN <= ALLOCATE_BYTES_MAX);
 const _: () = assert!((BATCH_BYTES_MAX as u64) < SEGMENT_BYTES_MAX);

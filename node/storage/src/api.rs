@@ -163,10 +163,14 @@ pub enum ReadOutcome<B> {
 /// A read that needs the disk; plain data.
 #[derive(Clone, Copy, Debug)]
 pub struct DiskRead {
-    pub(crate) slot: Slot,
-    pub(crate) offset: Offset,
-    pub(crate) bytes_max: usize,
-    pub(crate) at_least_one: bool,
+    /// Of which partition.
+    pub slot: Slot,
+    /// From where.
+    pub offset: Offset,
+    /// How much at most.
+    pub bytes_max: usize,
+    /// Whether the first batch comes whole, even when it is larger.
+    pub at_least_one: bool,
 }
 
 /// Why a read failed.
