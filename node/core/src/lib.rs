@@ -4,4 +4,5 @@ pub mod config;
 pub mod journal;
 pub mod limits;
 pub mod log;
+pub mod metadata;
 pub mod types;
