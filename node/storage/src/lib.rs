@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 mod api;
 pub mod disk;
+pub mod segment;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod slices;

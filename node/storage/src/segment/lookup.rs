@@ -1,0 +1,290 @@
+//! Indexes of segments that are not in memory whole, and look-up by time.
+//!
+//! An index is loaded from its files, checked, and continued by a scan from its last entry to the end of what
+//! it should cover, which is short unless the files are old. A missing or implausible one is rebuilt by a scan of
+//! the segment. The checks cannot see everything (Kafka's format has no checksum), so a corruption that was met
+//! through an index from files makes it suspect first: it is rebuilt, and only if the second look says the same,
+//! it is the segment that is corrupt.
+//!
+//! A scan that meets corruption gives what it has: offsets below it stay readable.
+
+use std::rc::Rc;
+
+use flumen_core::types::{LeaderEpoch, Offset, Timestamp};
+use flumen_wire::batch::{BatchHeader, Batches};
+
+use super::chunk::{Chunk, Expect, Step};
+use super::reader::{SegmentReader, Start};
+use super::{Corruption, OffsetEntry, SegmentError, SegmentIndex, SegmentView, TimeEntry};
+use crate::disk::Disk;
+use crate::slices::Slice;
+
+/// Bytes of one read of a scan.
+const SCAN_BYTES: usize = 1 << 20;
+/// Longest index file: a segment's positions are below 2 GiB, and the smallest batch with an entry takes more.
+const INDEX_FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// An index in memory.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    index: Rc<SegmentIndex>,
+    /// Made by a scan of the segment's own bytes, from position 0.
+    scanned: bool,
+}
+
+/// A record found by time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its offset.
+    pub offset: Offset,
+    /// Its timestamp.
+    pub timestamp: Timestamp,
+    /// Leader epoch of its batch.
+    pub leader_epoch: LeaderEpoch,
+}
+
+impl<D: Disk> SegmentReader<D> {
+    /// Greatest timestamp of the segment and the last offset of the batch that has it; `None` where no batch has a
+    /// timestamp.
+    pub async fn largest_timestamp(&self, view: &SegmentView) -> Result<Option<TimeEntry>, SegmentError> {
+        let largest = self.with_index(view, SegmentIndex::largest_timestamp).await?;
+        Ok(largest.0)
+    }
+
+    /// The first record at or after offset `from` whose timestamp is at least `timestamp`.
+    pub async fn offset_for_timestamp(
+        &self,
+        view: &SegmentView,
+        timestamp: Timestamp,
+        from: Offset,
+    ) -> Result<Option<Found>, SegmentError> {
+        let look = |index: &SegmentIndex| (index.largest_timestamp(), index.lookup_time(timestamp.0));
+        let ((largest, entry), whole) = self.with_index(view, look).await?;
+        if whole && largest.is_none_or(|largest| largest.timestamp < timestamp.0) {
+            return Ok(None);
+        }
+        let begin = entry.map_or(view.base_offset.0, |entry| entry.offset).max(from.0);
+        let start = self.start_of(view, Offset(begin)).await?;
+        let mut cursor = Cursor::new(self, view, start);
+        while let Some((position, header, batch)) = cursor.next().await? {
+            if header.max_timestamp >= timestamp.0 && header.last_offset() >= from.0 {
+                let accept = |at: i64, offset: i64| at >= timestamp.0 && offset >= from.0;
+                if let Some(found) = self.first_record(view, position, &header, &batch, &accept)? {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first record that has the segment's greatest timestamp (KIP-734).
+    pub async fn max_timestamp(&self, view: &SegmentView) -> Result<Option<Found>, SegmentError> {
+        let Some(largest) = self.largest_timestamp(view).await? else { return Ok(None) };
+        let start = self.start_of(view, Offset(largest.offset)).await?;
+        let mut cursor = Cursor::new(self, view, start);
+        while let Some((position, header, batch)) = cursor.next().await? {
+            if header.last_offset() >= largest.offset {
+                return self.first_record(view, position, &header, &batch, &|at, _| at == largest.timestamp);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes the index files of a segment that is closed now. Unsynced: who removes the journal that could rebuild
+    /// them syncs first, and recovery removes the files of segments that it writes to.
+    pub async fn write_index(&self, path: &str, index: &SegmentIndex) -> std::io::Result<()> {
+        self.disk.write_file(&format!("{path}.index"), &index.offset_file(), false).await?;
+        self.disk.write_file(&format!("{path}.timeindex"), &index.time_file(), false).await
+    }
+
+    fn first_record(
+        &self,
+        view: &SegmentView,
+        position: u64,
+        header: &BatchHeader,
+        batch: &Slice<D::Buffer>,
+        accept: &dyn Fn(i64, i64) -> bool,
+    ) -> Result<Option<Found>, SegmentError> {
+        let bad = || view.corrupt(position, Corruption::Records { base_offset: header.base_offset });
+        let raw = Batches::new(batch.as_slice()).next().and_then(Result::ok).ok_or_else(bad)?;
+        let records = raw.records(self.settings.decompressed_bytes_max).map_err(|_| bad())?;
+        for record in &records {
+            let record = record.map_err(|_| bad())?;
+            if accept(record.timestamp, record.offset) {
+                return Ok(Some(Found {
+                    offset: Offset(record.offset),
+                    timestamp: Timestamp(record.timestamp),
+                    leader_epoch: LeaderEpoch(header.partition_leader_epoch),
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where to begin to look for `offset`: the batch of the greatest index entry not above it.
+    pub(super) async fn start_of(&self, view: &SegmentView, offset: Offset) -> Result<Start, SegmentError> {
+        let live = view.live.as_ref().and_then(|live| live.borrow().lookup(offset.0));
+        let entry = match live {
+            Some(entry) => Some(entry),
+            None => self.with_index(view, |index| index.lookup(offset.0)).await?.0,
+        };
+        Ok(match entry {
+            Some(OffsetEntry { offset, position }) => Start { position, expect: Expect::Last(offset) },
+            None => Start { position: 0, expect: Expect::base(view, view.base_offset.0) },
+        })
+    }
+
+    /// Asks the index of the segment; also says whether it covers it whole (it does not where a scan met
+    /// corruption).
+    async fn with_index<R>(
+        &self,
+        view: &SegmentView,
+        ask: impl Fn(&SegmentIndex) -> R,
+    ) -> Result<(R, bool), SegmentError> {
+        let Some(live) = &view.live else {
+            let loaded = self.index(view, view.len).await?;
+            return Ok((ask(&loaded.index), loaded.index.covered_to() >= view.len));
+        };
+        let covered_from = live.borrow().covered_from();
+        if covered_from == 0 {
+            return Ok((ask(&live.borrow()), true));
+        }
+        // The part before recovery began: once it is there, the live index is whole.
+        let prefix = self.index(view, covered_from).await?;
+        let mut index = live.borrow_mut();
+        if index.covered_from() == 0 {
+            return Ok((ask(&index), true));
+        }
+        if index.covered_from() == prefix.index.covered_to() {
+            index.prepend((*prefix.index).clone());
+            self.indexes.borrow_mut().remove(&view.path);
+            return Ok((ask(&index), true));
+        }
+        Ok((ask(&prefix.index), false))
+    }
+
+    /// The index of `[0, end)` of a segment, from memory, from its files, or by a scan.
+    async fn index(&self, view: &SegmentView, end: u64) -> Result<Loaded, SegmentError> {
+        if let Some(loaded) = self.indexes.borrow_mut().get(&view.path) {
+            return Ok(loaded);
+        }
+        match self.index_from_files(view, end).await {
+            Some(index) => {
+                let (index, error) = self.scan(view, index, end).await?;
+                if error.is_none() {
+                    return Ok(self.keep(view, index, false));
+                }
+                self.rebuild(view, end).await
+            }
+            None => self.rebuild(view, end).await,
+        }
+    }
+
+    async fn index_from_files(&self, view: &SegmentView, end: u64) -> Option<SegmentIndex> {
+        let offsets =
+            self.disk.read_file(&format!("{}.index", view.path), INDEX_FILE_BYTES_MAX).await.ok()?;
+        let times =
+            self.disk.read_file(&format!("{}.timeindex", view.path), INDEX_FILE_BYTES_MAX).await.ok()?;
+        let (base, end_offset) = (view.base_offset.0, view.end_offset.0);
+        let index =
+            SegmentIndex::parse(base, view.index_interval_bytes, end_offset, view.len, &offsets, &times);
+        let mut index = index.ok()?;
+        index.limit(end);
+        Some(index)
+    }
+
+    async fn rebuild(&self, view: &SegmentView, end: u64) -> Result<Loaded, SegmentError> {
+        self.count(|metrics| metrics.indexes_rebuilt += 1);
+        let index = SegmentIndex::new(view.base_offset.0, view.index_interval_bytes);
+        let (index, error) = self.scan(view, index, end).await?;
+        if error.is_none() && view.live.is_none() {
+            let mut closed = index.clone();
+            closed.close();
+            // Without the files the next look-up scans again: that is all that a failure costs.
+            let _ = self.write_index(&view.path, &closed).await;
+        }
+        Ok(self.keep(view, index, true))
+    }
+
+    fn keep(&self, view: &SegmentView, index: SegmentIndex, scanned: bool) -> Loaded {
+        let loaded = Loaded { index: Rc::new(index), scanned };
+        self.indexes.borrow_mut().insert(view.path.clone(), loaded.clone(), loaded.index.weight());
+        loaded
+    }
+
+    /// Continues `index` to `end`. Corruption ends the scan and is returned beside what was indexed before it;
+    /// a failing disk is an error.
+    async fn scan(
+        &self,
+        view: &SegmentView,
+        mut index: SegmentIndex,
+        end: u64,
+    ) -> Result<(SegmentIndex, Option<SegmentError>), SegmentError> {
+        let position = index.covered_to();
+        let expect = match index.next_last_offset() {
+            Some(last) => Expect::Last(last),
+            None => Expect::base(view, view.base_offset.0),
+        };
+        let bounded = SegmentView { len: end, ..view.clone() };
+        let mut cursor = Cursor::new(self, &bounded, Start { position, expect });
+        loop {
+            match cursor.next().await {
+                Ok(Some((position, header, _))) => {
+                    index.append(position, header.size() as u64, header.last_offset(), header.max_timestamp);
+                }
+                Ok(None) => return Ok((index, None)),
+                Err(error @ SegmentError::Io { .. }) => return Err(error),
+                Err(error) => return Ok((index, Some(error))),
+            }
+        }
+    }
+
+    /// After a corruption: if the index in use came from files, rebuilds it and says that a second look is worth
+    /// while.
+    pub(super) async fn distrust_index(&self, view: &SegmentView) -> bool {
+        let suspect = self.indexes.borrow_mut().get(&view.path).is_some_and(|loaded| !loaded.scanned);
+        if !suspect || view.live.is_some() {
+            return false;
+        }
+        self.indexes.borrow_mut().remove(&view.path);
+        self.rebuild(view, view.len).await.is_ok()
+    }
+}
+
+/// Walks a segment's batches in order, each verified except for its epoch, in reads of its own.
+struct Cursor<'a, D: Disk> {
+    reader: &'a SegmentReader<D>,
+    view: &'a SegmentView,
+    start: Start,
+    chunk: Option<Chunk<D::Buffer>>,
+}
+
+impl<'a, D: Disk> Cursor<'a, D> {
+    fn new(reader: &'a SegmentReader<D>, view: &'a SegmentView, start: Start) -> Cursor<'a, D> {
+        Cursor { reader, view, start, chunk: None }
+    }
+
+    /// The next batch and its position; `None` at the end.
+    async fn next(&mut self) -> Result<Option<(u64, BatchHeader, Slice<D::Buffer>)>, SegmentError> {
+        let Start { position, expect } = self.start;
+        if position >= self.view.len {
+            return Ok(None);
+        }
+        let mut bytes = SCAN_BYTES;
+        loop {
+            if let Some(chunk) = &self.chunk {
+                match chunk.step(self.view, position, expect, self.reader.settings.batch_bytes_max as u64)? {
+                    Step::End => return Ok(None),
+                    Step::More(more) => bytes = bytes.max(more as usize),
+                    Step::Batch(header) => {
+                        let slice = chunk.verified(self.view, position, &header, &|_, _| true)?;
+                        self.start.position += header.size() as u64;
+                        self.start.expect = Expect::base(self.view, header.next_offset());
+                        return Ok(Some((position, header, slice)));
+                    }
+                }
+            }
+            self.chunk = Some(self.reader.load(self.view, position, bytes).await?);
+        }
+    }
+}
