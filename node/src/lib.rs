@@ -1,1 +1,8 @@
-//! The driver.
+//! The driver: what a node does, as opposed to what it decides.
+//!
+//! One glommio executor for each shard ([`runtime`]); effects of the machines of `flumen-core` are carried out
+//! here. Only [`sys`] holds `unsafe`, and nothing outside [`runtime`], [`disk`] and the network names glommio.
+pub mod disk;
+pub mod mailbox;
+pub mod runtime;
+pub mod sys;

@@ -1,0 +1,235 @@
+//! The guards around glommio, one test each.
+use super::*;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+fn settings() -> Settings {
+    Settings { io_memory: 1 << 20, ring_depth: 64, ..Settings::default() }
+}
+
+fn on_shard<F, Fut, T>(main: F) -> T
+where
+    F: Fn() -> Fut + Clone + Send + 'static,
+    Fut: std::future::Future<Output = T> + 'static,
+    T: Send + 'static,
+{
+    run_once(&settings(), main).expect("an executor")
+}
+
+#[test]
+fn shards_run_their_seeds_and_return_what_they_made_of_them() {
+    let executors =
+        start(&settings(), vec![10, 20, 30], |seat, seed| async move { (shard().0, seat.shards, seed) })
+            .expect("three executors");
+    let results: Vec<_> = executors.join().into_iter().map(|result| result.expect("no panic")).collect();
+    assert_eq!(results, [(0, 3, 10), (1, 3, 20), (2, 3, 30)]);
+}
+
+#[test]
+fn a_spawned_task_runs_later_never_inside_the_call() {
+    on_shard(|| async {
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let borrowed = log.borrow_mut();
+        let join = {
+            let log = log.clone();
+            spawn("later", async move { log.borrow_mut().push("task") })
+        };
+        drop(borrowed);
+        log.borrow_mut().push("caller");
+        join.await.expect("it ran");
+        assert_eq!(*log.borrow(), ["caller", "task"]);
+    });
+}
+
+#[test]
+fn a_panic_of_an_isolated_task_ends_that_task_alone() {
+    let executors = start(&settings(), vec![()], |_, ()| async {
+        let lost = spawn_isolated("isolated", async { assert!(uptime().is_zero(), "planned") }).await;
+        let fine = spawn_isolated("isolated", async { 7 }).await;
+        (lost, fine)
+    })
+    .expect("an executor");
+    let health = executors.health();
+    let result = executors.join().pop().expect("one shard").expect("the shard lives");
+    assert_eq!(result, (Err(Lost), Ok(7)));
+    assert_eq!(health()[0].isolated_panics, 1);
+}
+
+#[test]
+fn a_panic_on_the_blocking_thread_reaches_the_caller_and_the_thread_lives_on() {
+    on_shard(|| async {
+        for _ in 0..8 {
+            let lost = spawn_isolated("blocked", blocking(|| assert!(uptime().is_zero(), "planned"))).await;
+            assert_eq!(lost, Err(Lost));
+        }
+        assert_eq!(blocking(|| 7).await, 7);
+    });
+}
+
+/// A future that hands out its waker and is ready when told.
+struct Handed {
+    waker: Arc<std::sync::Mutex<Option<Waker>>>,
+    ready: Arc<AtomicBool>,
+    polls: Rc<Cell<u64>>,
+}
+
+impl std::future::Future for Handed {
+    type Output = ();
+    fn poll(self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<()> {
+        self.polls.set(self.polls.get() + 1);
+        *self.waker.lock().expect("not poisoned") = Some(cx.waker().clone());
+        if self.ready.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// glommio's own waker panics at the 32,768th clone, and in the thread that wakes a busy executor as often.
+#[test]
+fn wakers_may_be_cloned_and_woken_without_limit_from_any_thread() {
+    on_shard(|| async {
+        let waker = Arc::new(std::sync::Mutex::new(None::<Waker>));
+        let ready = Arc::new(AtomicBool::new(false));
+        let polls = Rc::new(Cell::new(0));
+        let join =
+            spawn("handed", Handed { waker: waker.clone(), ready: ready.clone(), polls: polls.clone() });
+        sleep(Duration::from_millis(1)).await;
+        let foreign = {
+            let (waker, ready) = (waker.clone(), ready.clone());
+            std::thread::spawn(move || {
+                let waker = waker.lock().expect("not poisoned").clone().expect("polled once");
+                let clones: Vec<Waker> = (0..100_000).map(|_| waker.clone()).collect();
+                for waker in &clones {
+                    waker.wake_by_ref();
+                }
+                ready.store(true, Ordering::SeqCst);
+                waker.wake();
+                clones
+            })
+        };
+        // The executor is busy meanwhile.
+        while !foreign.is_finished() {
+            std::hint::spin_loop();
+        }
+        assert_eq!(polls.get(), 1);
+        join.await.expect("woken");
+        assert_eq!(polls.get(), 2, "many wakes, one poll");
+        // Wakers that outlive their task, dropped and woken elsewhere, do nothing.
+        let clones = foreign.join().expect("no panic");
+        std::thread::spawn(move || clones.into_iter().for_each(Waker::wake)).join().expect("no panic");
+        waker.lock().expect("not poisoned").take();
+    });
+}
+
+#[test]
+fn wakes_from_foreign_threads_are_never_lost() {
+    on_shard(|| async {
+        let count = Arc::new(AtomicU64::new(0));
+        let waker = Arc::new(atomic_waker::AtomicWaker::new());
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let (count, waker) = (count.clone(), waker.clone());
+                std::thread::spawn(move || {
+                    for turn in 0..20_000 {
+                        count.fetch_add(1, Ordering::SeqCst);
+                        waker.wake();
+                        if turn % 100 == 0 {
+                            std::thread::sleep(Duration::from_micros(100));
+                        }
+                    }
+                })
+            })
+            .collect();
+        let all = std::future::poll_fn(|cx| {
+            waker.register(cx.waker());
+            if count.load(Ordering::SeqCst) == 40_000 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        timeout(Duration::from_secs(20), all).await.expect("the last wake arrives");
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+    });
+}
+
+/// The fault itself: with a preemption timer of 50 us glommio soon parks with runnable tasks, for good. With the
+/// watchdog the work goes on.
+#[test]
+fn the_watchdog_wakes_a_shard_that_parked_with_runnable_work() {
+    let settings = Settings { preempt: Duration::from_micros(50), ..settings() };
+    let stopper = Stopper::new();
+    let seeds = vec![stopper.subscribe()];
+    let executors = start(&settings, seeds, |_, stop| async move {
+        while !stop.is_stopping() {
+            let turns: Vec<_> = (0..4).map(|_| spawn("turn", yield_now())).collect();
+            for turn in turns {
+                turn.await.expect("it ends");
+            }
+            blocking(|| ()).await;
+        }
+    })
+    .expect("an executor");
+    let health = executors.health();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while health()[0].rescues < 3 {
+        assert!(
+            Instant::now() < deadline,
+            "never parked with work: has glommio mended it? {:?}",
+            health()[0]
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Three times it stood still, and three times it went on.
+    stopper.stop();
+    executors.join().pop().expect("one shard").expect("no panic");
+}
+
+#[test]
+fn a_task_that_holds_its_core_is_reported() {
+    let executors = start(&settings(), vec![()], |_, ()| async {
+        spawn("hog", async { std::thread::sleep(Duration::from_millis(60)) }).await.expect("it ends");
+        sleep(Duration::from_millis(20)).await;
+    })
+    .expect("an executor");
+    let health = executors.health();
+    executors.join().pop().expect("one shard").expect("no panic");
+    let health = health()[0];
+    assert!(health.stalls >= 1 && health.stalled_us >= 30_000, "{health:?}");
+}
+
+#[test]
+fn a_timeout_ends_what_takes_too_long_and_only_that() {
+    on_shard(|| async {
+        assert_eq!(timeout(Duration::from_millis(5), std::future::pending::<()>()).await, Err(Elapsed));
+        assert_eq!(timeout(Duration::from_secs(5), async { 7 }).await, Ok(7));
+    });
+}
+
+#[test]
+fn a_stop_reaches_every_shard_from_a_plain_thread() {
+    let stopper = Stopper::new();
+    let seeds = vec![stopper.subscribe(), stopper.subscribe()];
+    let executors = start(&settings(), seeds, |_, stop| async move {
+        stop.stopped().await;
+        stop.stopped().await;
+        stop.is_stopping()
+    })
+    .expect("two executors");
+    std::thread::sleep(Duration::from_millis(20));
+    stopper.stop();
+    stopper.stop();
+    assert!(executors.join().into_iter().all(|stopped| stopped.expect("no panic")));
+}
+
+#[test]
+fn a_ring_between_taking_the_next_and_awaiting_it_is_not_lost() {
+    on_shard(|| async {
+        let bell = local::Bell::new();
+        let next = bell.next();
+        bell.ring();
+        timeout(Duration::from_secs(5), next).await.expect("rung");
+        let never = bell.next();
+        assert_eq!(timeout(Duration::from_millis(2), never).await, Err(Elapsed));
+    });
+}

@@ -1,0 +1,14 @@
+//! The only `unsafe` of the project: system calls that no crate wraps as we need them, and the handle that lends a
+//! buffer to another shard. Every block says why it is sound.
+#![allow(unsafe_code)]
+mod file;
+mod lent;
+mod machine;
+mod socket;
+
+pub use file::{FileSystem, file_system, sync_file_system};
+pub use lent::{Lender, Lent, Stable};
+pub use machine::{
+    Limit, Resource, Usage, allowed_cpus, limit, memory_total, raise_limit, register_membarrier, usage,
+};
+pub use socket::{ListenError, duplicate, listen, listener, send_vectored, stream};
