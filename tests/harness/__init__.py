@@ -1,0 +1,1 @@
+"""What the black-box suites share: brokers under test, installed clients, the wire by hand."""

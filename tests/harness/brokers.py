@@ -1,0 +1,243 @@
+"""The brokers under test, as child processes: `Flumen`, and the reference peer `Kafka`.
+
+Both have the same shape, so that every test and every measurement runs against either:
+
+    stopped --start()--> running --stop() or kill()--> stopped --start()--> ...   (same data folder)
+                                                       close(): stopped, its folder removed
+
+A broker listens on free loopback ports only, which it keeps over restarts, and writes only below its
+own temporary folder.
+"""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+
+from . import places, wire
+
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+LOG_TAIL_LINES = 60
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now. Held together while chosen, so that they differ."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+class BrokerFailed(Exception):
+    """The broker ended, or did not get ready in time; the message ends with its log."""
+
+
+class Broker:
+    """What the two brokers share. Subclasses give `name`, `_prepare()`, `_command()`."""
+
+    name: str
+    start_timeout_s: float
+
+    def __init__(self, settings: dict[str, str] | None = None, folder: str | None = None):
+        self.settings = dict(settings or {})
+        base = folder or os.environ.get("FLUMEN_TEST_DIR")
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix=f"flumen-test-{self.name}-", dir=base))
+        self.data = self.folder / "data"
+        self.port, self.admin_port, self.cluster_port = free_ports(3)
+        self.process: subprocess.Popen | None = None
+        self.started_in_s = 0.0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    # -- life ---------------------------------------------------------------------------------
+
+    def start(self) -> "Broker":
+        """Starts the process and waits until it answers ApiVersions and Metadata."""
+        assert self.process is None, "already running"
+        self._prepare()
+        began = time.monotonic()
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+            )
+        self._wait_ready(began + self.start_timeout_s)
+        self.started_in_s = time.monotonic() - began
+        return self
+
+    def _wait_ready(self, deadline: float) -> None:
+        while not wire.answers(self.port):
+            if self.process.poll() is not None:
+                status, self.process = self.process.returncode, None
+                raise BrokerFailed(f"{self.name} ended with status {status}\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise BrokerFailed(f"{self.name} is not ready in time\n{self.log_tail()}")
+            time.sleep(0.005)
+
+    def stop(self, timeout_s: float = 60) -> int:
+        """SIGTERM; returns the exit status."""
+        return self._end(signal.SIGTERM, timeout_s)
+
+    def kill(self) -> int:
+        """SIGKILL, as a crash."""
+        return self._end(signal.SIGKILL, 30)
+
+    def _end(self, how: signal.Signals, timeout_s: float) -> int:
+        assert self.process is not None, "not running"
+        self.process.send_signal(how)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise BrokerFailed(f"{self.name} did not end in {timeout_s} s\n{self.log_tail()}") from None
+        finally:
+            self.process = None
+
+    def close(self) -> None:
+        """Ends it without ceremony and removes its folder."""
+        if self.process is not None:
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> "Broker":
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # -- looking at it ------------------------------------------------------------------------
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def log_text(self) -> str:
+        path = self.folder / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def log_tail(self) -> str:
+        return "\n".join(self.log_text().splitlines()[-LOG_TAIL_LINES:])
+
+    def cpu_s(self) -> float:
+        """User and system time of the process so far, in seconds."""
+        fields = self._proc("stat").rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+    def rss_bytes(self) -> int:
+        for line in self._proc("status").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise BrokerFailed(f"{self.name} has no VmRSS: it is gone\n{self.log_tail()}")
+
+    def _proc(self, name: str) -> str:
+        assert self.process is not None, "not running"
+        return pathlib.Path(f"/proc/{self.process.pid}/{name}").read_text()
+
+    def segments(self, topic: str, partition: int) -> list[pathlib.Path]:
+        """The segment files of a partition, oldest first."""
+        return sorted((self.data / f"{topic}-{partition}").glob("*.log"))
+
+    def _prepare(self) -> None:
+        raise NotImplementedError
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+
+class Flumen(Broker):
+    """One `flumen-node`."""
+
+    name = "flumen"
+    start_timeout_s = 30.0
+
+    def __init__(
+        self,
+        settings: dict[str, str] | None = None,
+        folder: str | None = None,
+        arguments: tuple[str, ...] = (),
+    ):
+        super().__init__(settings, folder)
+        self.arguments = arguments
+
+    def _prepare(self) -> None:
+        pass
+
+    def _command(self) -> list[str]:
+        command = [
+            str(places.node_binary()),
+            "--data-dir", str(self.data),
+            "--kafka-addr", self.address,
+            "--admin-addr", f"127.0.0.1:{self.admin_port}",
+            "--cluster-addr", f"127.0.0.1:{self.cluster_port}",
+            *self.arguments,
+        ]  # fmt: skip
+        for key, value in self.settings.items():
+            command += ["--set", f"{key}={value}"]
+        return command
+
+
+class Kafka(Broker):
+    """One Apache Kafka broker that is its own KRaft controller, with its start script's JVM options."""
+
+    name = "kafka"
+    start_timeout_s = 120.0
+
+    def _prepare(self) -> None:
+        properties = self.folder / "server.properties"
+        if properties.exists():
+            return
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{self.cluster_port}",
+            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self.cluster_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": str(self.data),
+            "offsets.topic.replication.factor": "1",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            **self.settings,
+        }
+        properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        with open(self.folder / "log", "ab") as log:
+            subprocess.run(
+                places.java(
+                    "kafka.tools.StorageTool", "format",
+                    "--cluster-id", _kafka_uuid(), "--config", str(properties),
+                ),
+                check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def _command(self) -> list[str]:
+        options = (
+            "-Xmx1G", "-Xms1G", "-server", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
+            "-XX:InitiatingHeapOccupancyPercent=35", "-XX:+ExplicitGCInvokesConcurrent",
+            "-XX:MaxInlineLevel=15", "-Djava.awt.headless=true", "-Dflumen.log.level=INFO",
+        )  # fmt: skip
+        return places.java("kafka.Kafka", str(self.folder / "server.properties"), options=options)
+
+
+def _kafka_uuid() -> str:
+    """A random id in Kafka's print form: 22 characters of URL-safe base64, never opening with '-'."""
+    import base64
+
+    while True:
+        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
+BROKERS = {"flumen": Flumen, "kafka": Kafka}

@@ -1,0 +1,67 @@
+"""Where things are: the repository, the build folder, the clients that `tests/install` put there."""
+
+import os
+import pathlib
+import subprocess
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = TESTS.parent
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")).resolve()
+
+# Filled by tests/install.
+CLIENTS = TARGET / "clients"
+KAFKA_JARS = CLIENTS / "kafka-jars"
+DATA = CLIENTS / "vega-datasets" / "package" / "data"
+# Built from tests/clients, a workspace of its own.
+PROGRAMS = CLIENTS / "programs" / "release"
+
+
+def node_binary() -> pathlib.Path:
+    """The `flumen-node` to test: $FLUMEN_NODE, else the release build, else the debug one."""
+    named = os.environ.get("FLUMEN_NODE")
+    candidates = [pathlib.Path(named)] if named else [
+        TARGET / "release" / "flumen-node",
+        TARGET / "debug" / "flumen-node",
+    ]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"no node binary at {', '.join(map(str, candidates))}: run `cargo build --release`"
+    )
+
+
+def program(name: str) -> pathlib.Path:
+    """A program of tests/clients, built by tests/install."""
+    path = PROGRAMS / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run tests/install")
+    return path
+
+
+def java(
+    main_class: str,
+    *arguments: str,
+    options: tuple[str, ...] = (),
+    class_path: tuple[pathlib.Path, ...] = (),
+) -> list[str]:
+    """The command line that runs `main_class` with Kafka's jars on the class path."""
+    if not KAFKA_JARS.is_dir():
+        raise FileNotFoundError(f"{KAFKA_JARS} is missing: run tests/install")
+    quiet = f"-Dlog4j2.configurationFile={TESTS / 'peers' / 'kafka' / 'log4j2.properties'}"
+    joined = ":".join([f"{KAFKA_JARS}/*", *map(str, class_path)])
+    return ["java", quiet, *options, "-cp", joined, main_class, *arguments]
+
+
+class ClientFailed(Exception):
+    """A client ended with an error; the message is all that it said."""
+
+
+def run(command, *, input: bytes | None = None, timeout_s: float = 120) -> bytes:
+    """Runs a client to its end and returns its standard output."""
+    stdin = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=timeout_s, **stdin)
+    if done.returncode != 0:
+        said = (done.stdout[-4000:] + b"\n" + done.stderr[-4000:]).decode(errors="replace")
+        raise ClientFailed(f"{command[0]} ended with status {done.returncode}:\n{said}")
+    return done.stdout

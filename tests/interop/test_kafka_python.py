@@ -1,0 +1,127 @@
+"""kafka-python: a client that shares no code with the Java client or librdkafka."""
+
+import time
+
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
+from kafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
+
+TIME_MS = 1_700_000_000_000
+
+
+@pytest.fixture
+def producer(broker):
+    made = []
+
+    def make(**settings):
+        made.append(KafkaProducer(bootstrap_servers=broker.address, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close(timeout=10)
+
+
+@pytest.fixture
+def consumer(broker):
+    one = KafkaConsumer(bootstrap_servers=broker.address, enable_auto_commit=False, auto_offset_reset="none")
+    yield one
+    one.close(autocommit=False)
+
+
+@pytest.fixture
+def admin(broker):
+    one = KafkaAdminClient(bootstrap_servers=broker.address)
+    yield one
+    one.close()
+
+
+def read(consumer, partition, count, timeout_s=30):
+    out, deadline = [], time.monotonic() + timeout_s
+    while len(out) < count:
+        assert time.monotonic() < deadline, f"only {len(out)} of {count} came"
+        for records in consumer.poll(timeout_ms=1000).values():
+            out += records
+    assert {TopicPartition(one.topic, one.partition) for one in out} == {partition}
+    return out
+
+
+@pytest.mark.parametrize("codec", [None, "gzip", "snappy", "lz4", "zstd"])
+def test_codecs(producer, consumer, topic, codec):
+    values = [b"%d " % n + b"z" * n for n in range(1000)]
+    sender = producer(compression_type=codec, linger_ms=20)
+    sent = [sender.send(topic, value, partition=0) for value in values]
+    assert [one.get(30).offset for one in sent] == list(range(1000))
+    partition = TopicPartition(topic, 0)
+    consumer.assign([partition])
+    consumer.seek_to_beginning(partition)
+    assert [one.value for one in read(consumer, partition, 1000)] == values
+
+
+@pytest.mark.parametrize("acks, idempotent", [(0, False), (1, False), ("all", False), ("all", True)])
+def test_acks(producer, consumer, topic, acks, idempotent):
+    sender = producer(acks=acks, enable_idempotence=idempotent)
+    for n in range(200):
+        sender.send(topic, b"%d" % n, partition=0)
+    sender.flush(30)
+    partition = TopicPartition(topic, 0)
+    consumer.assign([partition])
+    consumer.seek(partition, 0)
+    assert [one.value for one in read(consumer, partition, 200)] == [b"%d" % n for n in range(200)]
+
+
+def test_offsets_and_times(producer, consumer, topic):
+    sender = producer()
+    for n in range(100):
+        sender.send(topic, b"%d" % n, partition=0, timestamp_ms=TIME_MS + n * 1000)
+    sender.flush(30)
+    partition = TopicPartition(topic, 0)
+    assert consumer.beginning_offsets([partition]) == {partition: 0}
+    assert consumer.end_offsets([partition]) == {partition: 100}
+
+    def at(time_ms):
+        return consumer.offsets_for_times({partition: time_ms})[partition]
+
+    assert (at(TIME_MS - 1).offset, at(TIME_MS - 1).timestamp) == (0, TIME_MS)
+    assert (at(TIME_MS + 41_500).offset, at(TIME_MS + 41_500).timestamp) == (42, TIME_MS + 42_000)
+    assert at(TIME_MS + 99_001) is None
+    consumer.assign([partition])
+    consumer.seek(partition, 60)
+    assert [one.offset for one in read(consumer, partition, 40)] == list(range(60, 100))
+
+
+def test_topics_and_partitions(admin, producer, consumer, topic):
+    admin.create_topics([NewTopic(topic, num_partitions=3, replication_factor=1)])
+    with pytest.raises(TopicAlreadyExistsError):
+        admin.create_topics([NewTopic(topic, num_partitions=3, replication_factor=1)])
+    assert topic in admin.list_topics()
+    admin.create_partitions({topic: 7})
+    (described,) = admin.describe_topics([topic])
+    assert len(described["partitions"]) == 7
+    sender = producer()
+    for n in range(70):
+        sender.send(topic, b"%d" % n, partition=n % 7)
+    sender.flush(30)
+    partitions = [TopicPartition(topic, n) for n in range(7)]
+    assert consumer.end_offsets(partitions) == dict.fromkeys(partitions, 10)
+    admin.delete_topics([topic])
+    with pytest.raises(UnknownTopicOrPartitionError):
+        admin.delete_topics([topic])
+
+
+def test_configs(admin, topic):
+    admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"retention.ms": "3600000"})])
+    admin.wait_for_topics([topic])
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs={"segment.ms": "7200000"})])
+    text = str(admin.describe_configs([resource]))
+    for expected in ("retention.ms", "3600000", "segment.ms", "7200000"):
+        assert expected in text
+
+
+def test_too_large(producer, topic, admin):
+    admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "10000"})])
+    with pytest.raises(MessageSizeTooLargeError):
+        producer().send(topic, b"x" * 20_000, partition=0).get(30)
+    assert producer().send(topic, b"x" * 5_000, partition=0).get(30).offset == 0
