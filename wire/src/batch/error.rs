@@ -1,5 +1,6 @@
 //! What can be wrong with a batch, in words and as Kafka's error code.
 
+use crate::ErrorCode;
 use crate::compression::CompressionError;
 use std::fmt;
 
@@ -87,6 +88,34 @@ pub enum RecordFault {
 }
 
 impl BatchError {
+    /// What Kafka answers. In Produce requests of version 3 and later, the formats 0 and 1 are INVALID_RECORD, unknown
+    /// ones are corruption.
+    pub fn error_code(&self) -> ErrorCode {
+        match self {
+            BatchError::Missing
+            | BatchError::Several
+            | BatchError::Magic(0 | 1)
+            | BatchError::BaseOffset(_)
+            | BatchError::Count { .. }
+            | BatchError::Control
+            | BatchError::Sequence(_)
+            | BatchError::Producer { .. }
+            | BatchError::Record { .. }
+            | BatchError::Remainder(_) => ErrorCode::InvalidRecord,
+            BatchError::Magic(_)
+            | BatchError::Length(_)
+            | BatchError::Crc { .. }
+            | BatchError::Decompress(CompressionError::Malformed(_)) => ErrorCode::CorruptMessage,
+            BatchError::TooLarge { .. } | BatchError::Decompress(CompressionError::TooLarge { .. }) => {
+                ErrorCode::MessageTooLarge
+            }
+            BatchError::TimestampType => ErrorCode::InvalidTimestamp,
+            BatchError::UnknownCompression(_) | BatchError::ZstdTooEarly => {
+                ErrorCode::UnsupportedCompressionType
+            }
+        }
+    }
+
     /// The index of the record at fault, for `record_errors` of the Produce response (KIP-467).
     pub fn record_index(&self) -> Option<i32> {
         match self {
@@ -141,6 +170,12 @@ impl fmt::Display for RecordFault {
             RecordFault::Remainder => "it is longer than its fields",
             RecordFault::NoKey => "a compacted topic does not accept records without key",
         })
+    }
+}
+
+impl From<BatchError> for ErrorCode {
+    fn from(error: BatchError) -> ErrorCode {
+        error.error_code()
     }
 }
 

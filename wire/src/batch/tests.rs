@@ -146,6 +146,31 @@ fn record_structure() {
 }
 
 #[test]
+fn codes_are_kafkas() {
+    use crate::ErrorCode::*;
+    use crate::compression::CompressionError;
+    for (error, code) in [
+        (BatchError::Missing, InvalidRecord),
+        (BatchError::Several, InvalidRecord),
+        (BatchError::Magic(0), InvalidRecord),
+        (BatchError::Magic(1), InvalidRecord),
+        (BatchError::Magic(3), CorruptMessage),
+        (BatchError::Length(0), CorruptMessage),
+        (BatchError::Crc { stored: 0, computed: 1 }, CorruptMessage),
+        (BatchError::TooLarge { size: 2, max: 1 }, MessageTooLarge),
+        (BatchError::Control, InvalidRecord),
+        (BatchError::TimestampType, InvalidTimestamp),
+        (BatchError::UnknownCompression(5), UnsupportedCompressionType),
+        (BatchError::ZstdTooEarly, UnsupportedCompressionType),
+        (BatchError::Record { index: 0, fault: RecordFault::Varint }, InvalidRecord),
+        (BatchError::Decompress(CompressionError::Malformed(Compression::Lz4)), CorruptMessage),
+        (BatchError::Decompress(CompressionError::TooLarge { limit: 1 }), MessageTooLarge),
+    ] {
+        assert_eq!(error.error_code(), code, "{error}");
+    }
+}
+
+#[test]
 fn compacted_topics_need_keys() {
     for compression in Compression::ALL {
         let mut builder = BatchBuilder::new(compression);
