@@ -125,7 +125,7 @@ pub struct AddPartitionsToTxnTransaction<'a> {
 }
 
 impl<'a> Decode<'a> for AddPartitionsToTxnTransaction<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 14;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 3;

@@ -90,7 +90,7 @@ pub struct AddPartitionsToTxnResult<'a> {
 }
 
 impl<'a> Decode<'a> for AddPartitionsToTxnResult<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 3;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 3;

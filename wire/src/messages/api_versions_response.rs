@@ -226,7 +226,7 @@ pub struct SupportedFeatureKey<'a> {
 }
 
 impl<'a> Decode<'a> for SupportedFeatureKey<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 6;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 3;
@@ -282,7 +282,7 @@ pub struct FinalizedFeatureKey<'a> {
 }
 
 impl<'a> Decode<'a> for FinalizedFeatureKey<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 6;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 3;

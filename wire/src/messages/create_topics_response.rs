@@ -199,7 +199,7 @@ impl Default for CreatableTopicConfigs<'_> {
 }
 
 impl<'a> Decode<'a> for CreatableTopicConfigs<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 6;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 5;

@@ -78,7 +78,7 @@ pub struct DeleteTopicState<'a> {
 }
 
 impl<'a> Decode<'a> for DeleteTopicState<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 18;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 4;

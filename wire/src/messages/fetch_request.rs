@@ -203,7 +203,7 @@ impl Default for ReplicaState {
 }
 
 impl<'a> Decode<'a> for ReplicaState {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 13;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 12;
@@ -426,7 +426,7 @@ pub struct ForgottenTopic<'a> {
 }
 
 impl<'a> Decode<'a> for ForgottenTopic<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 3;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 12;

@@ -328,7 +328,7 @@ impl Default for EpochEndOffset {
 }
 
 impl<'a> Decode<'a> for EpochEndOffset {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 13;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 12;
@@ -377,7 +377,7 @@ impl Default for LeaderIdAndEpoch {
 }
 
 impl<'a> Decode<'a> for LeaderIdAndEpoch {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 9;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 12;
@@ -429,7 +429,7 @@ impl Default for SnapshotId {
 }
 
 impl<'a> Decode<'a> for SnapshotId {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 13;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 12;
@@ -509,7 +509,7 @@ pub struct NodeEndpoint<'a> {
 }
 
 impl<'a> Decode<'a> for NodeEndpoint<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 11;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 12;

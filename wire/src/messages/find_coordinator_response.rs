@@ -149,7 +149,7 @@ impl Default for Coordinator<'_> {
 }
 
 impl<'a> Decode<'a> for Coordinator<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 14;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 3;

@@ -78,7 +78,7 @@ pub struct MemberIdentity<'a> {
 }
 
 impl<'a> Decode<'a> for MemberIdentity<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 3;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 4;

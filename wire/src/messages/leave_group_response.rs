@@ -80,7 +80,7 @@ impl Default for MemberResponse<'_> {
 }
 
 impl<'a> Decode<'a> for MemberResponse<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 5;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 4;

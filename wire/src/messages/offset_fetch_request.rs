@@ -123,7 +123,7 @@ pub struct OffsetFetchRequestTopic<'a> {
 }
 
 impl<'a> Decode<'a> for OffsetFetchRequestTopic<'a> {
-    const MIN_SIZE: usize = 1;
+    const MIN_SIZE: usize = 3;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 6;
@@ -188,7 +188,7 @@ impl Default for OffsetFetchRequestGroup<'_> {
 }
 
 impl<'a> Decode<'a> for OffsetFetchRequestGroup<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 3;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 6;
@@ -250,7 +250,7 @@ pub struct OffsetFetchRequestTopics<'a> {
 }
 
 impl<'a> Decode<'a> for OffsetFetchRequestTopics<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 3;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 6;

@@ -84,7 +84,7 @@ pub struct OffsetFetchResponseTopic<'a> {
 }
 
 impl<'a> Decode<'a> for OffsetFetchResponseTopic<'a> {
-    const MIN_SIZE: usize = 1;
+    const MIN_SIZE: usize = 3;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 6;
@@ -151,7 +151,7 @@ impl Default for OffsetFetchResponsePartition<'_> {
 }
 
 impl<'a> Decode<'a> for OffsetFetchResponsePartition<'a> {
-    const MIN_SIZE: usize = 1;
+    const MIN_SIZE: usize = 16;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 6;
@@ -223,7 +223,7 @@ pub struct OffsetFetchResponseGroup<'a> {
 }
 
 impl<'a> Decode<'a> for OffsetFetchResponseGroup<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 5;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 6;
@@ -285,7 +285,7 @@ pub struct OffsetFetchResponseTopics<'a> {
 }
 
 impl<'a> Decode<'a> for OffsetFetchResponseTopics<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 3;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 6;
@@ -354,7 +354,7 @@ impl Default for OffsetFetchResponsePartitions<'_> {
 }
 
 impl<'a> Decode<'a> for OffsetFetchResponsePartitions<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 20;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 6;

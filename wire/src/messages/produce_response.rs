@@ -255,7 +255,7 @@ pub struct BatchIndexAndErrorMessage<'a> {
 }
 
 impl<'a> Decode<'a> for BatchIndexAndErrorMessage<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 6;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 9;
@@ -311,7 +311,7 @@ impl Default for LeaderIdAndEpoch {
 }
 
 impl<'a> Decode<'a> for LeaderIdAndEpoch {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 9;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 9;
@@ -360,7 +360,7 @@ pub struct NodeEndpoint<'a> {
 }
 
 impl<'a> Decode<'a> for NodeEndpoint<'a> {
-    const MIN_SIZE: usize = 0;
+    const MIN_SIZE: usize = 11;
 
     fn decode(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError> {
         let flexible = version >= 9;

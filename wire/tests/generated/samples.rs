@@ -1212,7 +1212,7 @@ impl Sample for m::api_versions_response::ApiVersionsResponse<'static> {
 }
 
 impl Sample for m::api_versions_response::ApiVersion {
-    fn sample(seed: &mut Seed, version: i16) -> Self {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
         let mut value = Self::default();
         value.api_key = seed.number() as i16;
         value.min_version = seed.number() as i16;
@@ -3955,7 +3955,7 @@ impl Sample for m::delete_share_group_offsets_response::DeleteShareGroupOffsetsR
 }
 
 /// Every message.
-pub const ROWS: &[Row] = &[
+pub(crate) const ROWS: &[Row] = &[
     Row {
         name: "ProduceRequest",
         key: 0,
@@ -3974,6 +3974,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::produce_request::ProduceRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::produce_request::ProduceRequest::default(), version),
     },
     Row {
         name: "ProduceResponse",
@@ -3993,6 +3997,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::produce_response::ProduceResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::produce_response::ProduceResponse::default(), version),
     },
     Row {
         name: "FetchRequest",
@@ -4012,6 +4020,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::fetch_request::FetchRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::fetch_request::FetchRequest::default(), version),
     },
     Row {
         name: "FetchResponse",
@@ -4031,6 +4043,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::fetch_response::FetchResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::fetch_response::FetchResponse::default(), version),
     },
     Row {
         name: "ListOffsetsRequest",
@@ -4051,6 +4067,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::list_offsets_request::ListOffsetsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::list_offsets_request::ListOffsetsRequest::default(), version),
     },
     Row {
         name: "ListOffsetsResponse",
@@ -4071,6 +4091,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::list_offsets_response::ListOffsetsResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::list_offsets_response::ListOffsetsResponse::default(), version),
     },
     Row {
         name: "MetadataRequest",
@@ -4090,6 +4114,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::metadata_request::MetadataRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::metadata_request::MetadataRequest::default(), version),
     },
     Row {
         name: "MetadataResponse",
@@ -4109,6 +4137,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::metadata_response::MetadataResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::metadata_response::MetadataResponse::default(), version),
     },
     Row {
         name: "OffsetCommitRequest",
@@ -4129,6 +4161,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::offset_commit_request::OffsetCommitRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::offset_commit_request::OffsetCommitRequest::default(), version),
     },
     Row {
         name: "OffsetCommitResponse",
@@ -4149,6 +4185,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::offset_commit_response::OffsetCommitResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::offset_commit_response::OffsetCommitResponse::default(), version),
     },
     Row {
         name: "OffsetFetchRequest",
@@ -4169,6 +4210,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::offset_fetch_request::OffsetFetchRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::offset_fetch_request::OffsetFetchRequest::default(), version),
     },
     Row {
         name: "OffsetFetchResponse",
@@ -4189,6 +4234,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::offset_fetch_response::OffsetFetchResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::offset_fetch_response::OffsetFetchResponse::default(), version),
     },
     Row {
         name: "FindCoordinatorRequest",
@@ -4211,6 +4260,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::find_coordinator_request::FindCoordinatorRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::find_coordinator_request::FindCoordinatorRequest::default(), version),
     },
     Row {
         name: "FindCoordinatorResponse",
@@ -4233,6 +4287,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::find_coordinator_response::FindCoordinatorResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::find_coordinator_response::FindCoordinatorResponse::default(), version)
+        },
     },
     Row {
         name: "JoinGroupRequest",
@@ -4252,6 +4313,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::join_group_request::JoinGroupRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::join_group_request::JoinGroupRequest::default(), version),
     },
     Row {
         name: "JoinGroupResponse",
@@ -4271,6 +4336,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::join_group_response::JoinGroupResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::join_group_response::JoinGroupResponse::default(), version),
     },
     Row {
         name: "HeartbeatRequest",
@@ -4290,6 +4359,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::heartbeat_request::HeartbeatRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::heartbeat_request::HeartbeatRequest::default(), version),
     },
     Row {
         name: "HeartbeatResponse",
@@ -4309,6 +4382,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::heartbeat_response::HeartbeatResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::heartbeat_response::HeartbeatResponse::default(), version),
     },
     Row {
         name: "LeaveGroupRequest",
@@ -4328,6 +4405,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::leave_group_request::LeaveGroupRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::leave_group_request::LeaveGroupRequest::default(), version),
     },
     Row {
         name: "LeaveGroupResponse",
@@ -4348,6 +4429,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::leave_group_response::LeaveGroupResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::leave_group_response::LeaveGroupResponse::default(), version),
     },
     Row {
         name: "SyncGroupRequest",
@@ -4367,6 +4452,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::sync_group_request::SyncGroupRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::sync_group_request::SyncGroupRequest::default(), version),
     },
     Row {
         name: "SyncGroupResponse",
@@ -4386,6 +4475,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::sync_group_response::SyncGroupResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::sync_group_response::SyncGroupResponse::default(), version),
     },
     Row {
         name: "DescribeGroupsRequest",
@@ -4406,6 +4499,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_groups_request::DescribeGroupsRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::describe_groups_request::DescribeGroupsRequest::default(), version),
     },
     Row {
         name: "DescribeGroupsResponse",
@@ -4428,6 +4526,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_groups_response::DescribeGroupsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::describe_groups_response::DescribeGroupsResponse::default(), version),
     },
     Row {
         name: "ListGroupsRequest",
@@ -4447,6 +4550,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::list_groups_request::ListGroupsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::list_groups_request::ListGroupsRequest::default(), version),
     },
     Row {
         name: "ListGroupsResponse",
@@ -4467,6 +4574,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::list_groups_response::ListGroupsResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::list_groups_response::ListGroupsResponse::default(), version),
     },
     Row {
         name: "SaslHandshakeRequest",
@@ -4487,6 +4598,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::sasl_handshake_request::SaslHandshakeRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::sasl_handshake_request::SaslHandshakeRequest::default(), version),
     },
     Row {
         name: "SaslHandshakeResponse",
@@ -4507,6 +4623,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::sasl_handshake_response::SaslHandshakeResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::sasl_handshake_response::SaslHandshakeResponse::default(), version),
     },
     Row {
         name: "ApiVersionsRequest",
@@ -4527,6 +4648,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::api_versions_request::ApiVersionsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::api_versions_request::ApiVersionsRequest::default(), version),
     },
     Row {
         name: "ApiVersionsResponse",
@@ -4547,6 +4672,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::api_versions_response::ApiVersionsResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::api_versions_response::ApiVersionsResponse::default(), version),
     },
     Row {
         name: "CreateTopicsRequest",
@@ -4567,6 +4696,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::create_topics_request::CreateTopicsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::create_topics_request::CreateTopicsRequest::default(), version),
     },
     Row {
         name: "CreateTopicsResponse",
@@ -4587,6 +4720,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::create_topics_response::CreateTopicsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::create_topics_response::CreateTopicsResponse::default(), version),
     },
     Row {
         name: "DeleteTopicsRequest",
@@ -4607,6 +4745,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::delete_topics_request::DeleteTopicsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::delete_topics_request::DeleteTopicsRequest::default(), version),
     },
     Row {
         name: "DeleteTopicsResponse",
@@ -4627,6 +4769,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::delete_topics_response::DeleteTopicsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::delete_topics_response::DeleteTopicsResponse::default(), version),
     },
     Row {
         name: "DeleteRecordsRequest",
@@ -4647,6 +4794,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::delete_records_request::DeleteRecordsRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::delete_records_request::DeleteRecordsRequest::default(), version),
     },
     Row {
         name: "DeleteRecordsResponse",
@@ -4667,6 +4819,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::delete_records_response::DeleteRecordsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::delete_records_response::DeleteRecordsResponse::default(), version),
     },
     Row {
         name: "InitProducerIdRequest",
@@ -4687,6 +4844,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::init_producer_id_request::InitProducerIdRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::init_producer_id_request::InitProducerIdRequest::default(), version),
     },
     Row {
         name: "InitProducerIdResponse",
@@ -4709,6 +4871,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::init_producer_id_response::InitProducerIdResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::init_producer_id_response::InitProducerIdResponse::default(), version),
     },
     Row {
         name: "OffsetForLeaderEpochRequest",
@@ -4734,6 +4901,16 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::offset_for_leader_epoch_request::OffsetForLeaderEpochRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::offset_for_leader_epoch_request::OffsetForLeaderEpochRequest::default(), version)
         },
     },
     Row {
@@ -4761,6 +4938,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::offset_for_leader_epoch_response::OffsetForLeaderEpochResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::offset_for_leader_epoch_response::OffsetForLeaderEpochResponse::default(), version)
+        },
     },
     Row {
         name: "AddPartitionsToTxnRequest",
@@ -4783,6 +4970,16 @@ pub const ROWS: &[Row] = &[
                 m::add_partitions_to_txn_request::AddPartitionsToTxnRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::add_partitions_to_txn_request::AddPartitionsToTxnRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::add_partitions_to_txn_request::AddPartitionsToTxnRequest::default(), version)
         },
     },
     Row {
@@ -4807,6 +5004,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::add_partitions_to_txn_response::AddPartitionsToTxnResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::add_partitions_to_txn_response::AddPartitionsToTxnResponse::default(), version)
+        },
     },
     Row {
         name: "AddOffsetsToTxnRequest",
@@ -4828,6 +5035,13 @@ pub const ROWS: &[Row] = &[
             let value = m::add_offsets_to_txn_request::AddOffsetsToTxnRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::add_offsets_to_txn_request::AddOffsetsToTxnRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::add_offsets_to_txn_request::AddOffsetsToTxnRequest::default(), version)
         },
     },
     Row {
@@ -4852,6 +5066,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::add_offsets_to_txn_response::AddOffsetsToTxnResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::add_offsets_to_txn_response::AddOffsetsToTxnResponse::default(), version)
+        },
     },
     Row {
         name: "EndTxnRequest",
@@ -4871,6 +5092,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::end_txn_request::EndTxnRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::end_txn_request::EndTxnRequest::default(), version),
     },
     Row {
         name: "EndTxnResponse",
@@ -4890,6 +5115,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::end_txn_response::EndTxnResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::end_txn_response::EndTxnResponse::default(), version),
     },
     Row {
         name: "TxnOffsetCommitRequest",
@@ -4912,6 +5141,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::txn_offset_commit_request::TxnOffsetCommitRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::txn_offset_commit_request::TxnOffsetCommitRequest::default(), version),
     },
     Row {
         name: "TxnOffsetCommitResponse",
@@ -4934,6 +5168,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::txn_offset_commit_response::TxnOffsetCommitResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::txn_offset_commit_response::TxnOffsetCommitResponse::default(), version)
+        },
     },
     Row {
         name: "DescribeAclsRequest",
@@ -4954,6 +5195,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_acls_request::DescribeAclsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::describe_acls_request::DescribeAclsRequest::default(), version),
     },
     Row {
         name: "DescribeAclsResponse",
@@ -4974,6 +5219,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_acls_response::DescribeAclsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::describe_acls_response::DescribeAclsResponse::default(), version),
     },
     Row {
         name: "CreateAclsRequest",
@@ -4993,6 +5243,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::create_acls_request::CreateAclsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::create_acls_request::CreateAclsRequest::default(), version),
     },
     Row {
         name: "CreateAclsResponse",
@@ -5013,6 +5267,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::create_acls_response::CreateAclsResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::create_acls_response::CreateAclsResponse::default(), version),
     },
     Row {
         name: "DeleteAclsRequest",
@@ -5032,6 +5290,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::delete_acls_request::DeleteAclsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::delete_acls_request::DeleteAclsRequest::default(), version),
     },
     Row {
         name: "DeleteAclsResponse",
@@ -5052,6 +5314,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::delete_acls_response::DeleteAclsResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::delete_acls_response::DeleteAclsResponse::default(), version),
     },
     Row {
         name: "DescribeConfigsRequest",
@@ -5074,6 +5340,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_configs_request::DescribeConfigsRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::describe_configs_request::DescribeConfigsRequest::default(), version),
     },
     Row {
         name: "DescribeConfigsResponse",
@@ -5096,6 +5367,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_configs_response::DescribeConfigsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_configs_response::DescribeConfigsResponse::default(), version)
+        },
     },
     Row {
         name: "AlterConfigsRequest",
@@ -5116,6 +5394,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::alter_configs_request::AlterConfigsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::alter_configs_request::AlterConfigsRequest::default(), version),
     },
     Row {
         name: "AlterConfigsResponse",
@@ -5136,6 +5418,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::alter_configs_response::AlterConfigsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::alter_configs_response::AlterConfigsResponse::default(), version),
     },
     Row {
         name: "DescribeLogDirsRequest",
@@ -5158,6 +5445,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_log_dirs_request::DescribeLogDirsRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::describe_log_dirs_request::DescribeLogDirsRequest::default(), version),
     },
     Row {
         name: "DescribeLogDirsResponse",
@@ -5180,6 +5472,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_log_dirs_response::DescribeLogDirsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_log_dirs_response::DescribeLogDirsResponse::default(), version)
+        },
     },
     Row {
         name: "SaslAuthenticateRequest",
@@ -5201,6 +5500,13 @@ pub const ROWS: &[Row] = &[
             let value = m::sasl_authenticate_request::SaslAuthenticateRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::sasl_authenticate_request::SaslAuthenticateRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::sasl_authenticate_request::SaslAuthenticateRequest::default(), version)
         },
     },
     Row {
@@ -5225,6 +5531,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::sasl_authenticate_response::SaslAuthenticateResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::sasl_authenticate_response::SaslAuthenticateResponse::default(), version)
+        },
     },
     Row {
         name: "CreatePartitionsRequest",
@@ -5246,6 +5559,13 @@ pub const ROWS: &[Row] = &[
             let value = m::create_partitions_request::CreatePartitionsRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::create_partitions_request::CreatePartitionsRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::create_partitions_request::CreatePartitionsRequest::default(), version)
         },
     },
     Row {
@@ -5270,6 +5590,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::create_partitions_response::CreatePartitionsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::create_partitions_response::CreatePartitionsResponse::default(), version)
+        },
     },
     Row {
         name: "DeleteGroupsRequest",
@@ -5290,6 +5617,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::delete_groups_request::DeleteGroupsRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::delete_groups_request::DeleteGroupsRequest::default(), version),
     },
     Row {
         name: "DeleteGroupsResponse",
@@ -5310,6 +5641,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::delete_groups_response::DeleteGroupsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::delete_groups_response::DeleteGroupsResponse::default(), version),
     },
     Row {
         name: "ElectLeadersRequest",
@@ -5330,6 +5666,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::elect_leaders_request::ElectLeadersRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::elect_leaders_request::ElectLeadersRequest::default(), version),
     },
     Row {
         name: "ElectLeadersResponse",
@@ -5350,6 +5690,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::elect_leaders_response::ElectLeadersResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::elect_leaders_response::ElectLeadersResponse::default(), version),
     },
     Row {
         name: "IncrementalAlterConfigsRequest",
@@ -5375,6 +5720,16 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::incremental_alter_configs_request::IncrementalAlterConfigsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::incremental_alter_configs_request::IncrementalAlterConfigsRequest::default(), version)
         },
     },
     Row {
@@ -5402,6 +5757,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::incremental_alter_configs_response::IncrementalAlterConfigsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::incremental_alter_configs_response::IncrementalAlterConfigsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "AlterPartitionReassignmentsRequest",
@@ -5428,6 +5796,19 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::alter_partition_reassignments_request::AlterPartitionReassignmentsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::alter_partition_reassignments_request::AlterPartitionReassignmentsRequest::default(),
+                version,
+            )
         },
     },
     Row {
@@ -5459,6 +5840,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::alter_partition_reassignments_response::AlterPartitionReassignmentsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::alter_partition_reassignments_response::AlterPartitionReassignmentsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "ListPartitionReassignmentsRequest",
@@ -5485,6 +5879,19 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::list_partition_reassignments_request::ListPartitionReassignmentsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::list_partition_reassignments_request::ListPartitionReassignmentsRequest::default(),
+                version,
+            )
         },
     },
     Row {
@@ -5513,6 +5920,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::list_partition_reassignments_response::ListPartitionReassignmentsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::list_partition_reassignments_response::ListPartitionReassignmentsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "OffsetDeleteRequest",
@@ -5533,6 +5953,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::offset_delete_request::OffsetDeleteRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::offset_delete_request::OffsetDeleteRequest::default(), version),
     },
     Row {
         name: "OffsetDeleteResponse",
@@ -5553,6 +5977,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::offset_delete_response::OffsetDeleteResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::offset_delete_response::OffsetDeleteResponse::default(), version),
     },
     Row {
         name: "DescribeClientQuotasRequest",
@@ -5575,6 +6004,16 @@ pub const ROWS: &[Row] = &[
                 m::describe_client_quotas_request::DescribeClientQuotasRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::describe_client_quotas_request::DescribeClientQuotasRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_client_quotas_request::DescribeClientQuotasRequest::default(), version)
         },
     },
     Row {
@@ -5602,6 +6041,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_client_quotas_response::DescribeClientQuotasResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_client_quotas_response::DescribeClientQuotasResponse::default(), version)
+        },
     },
     Row {
         name: "AlterClientQuotasRequest",
@@ -5625,6 +6074,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::alter_client_quotas_request::AlterClientQuotasRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::alter_client_quotas_request::AlterClientQuotasRequest::default(), version)
+        },
     },
     Row {
         name: "AlterClientQuotasResponse",
@@ -5647,6 +6103,16 @@ pub const ROWS: &[Row] = &[
                 m::alter_client_quotas_response::AlterClientQuotasResponse::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::alter_client_quotas_response::AlterClientQuotasResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::alter_client_quotas_response::AlterClientQuotasResponse::default(), version)
         },
     },
     Row {
@@ -5678,6 +6144,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_user_scram_credentials_request::DescribeUserScramCredentialsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::describe_user_scram_credentials_request::DescribeUserScramCredentialsRequest::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "DescribeUserScramCredentialsResponse",
@@ -5708,6 +6187,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_user_scram_credentials_response::DescribeUserScramCredentialsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::describe_user_scram_credentials_response::DescribeUserScramCredentialsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "AlterUserScramCredentialsRequest",
@@ -5734,6 +6226,19 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::alter_user_scram_credentials_request::AlterUserScramCredentialsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::alter_user_scram_credentials_request::AlterUserScramCredentialsRequest::default(),
+                version,
+            )
         },
     },
     Row {
@@ -5762,6 +6267,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::alter_user_scram_credentials_response::AlterUserScramCredentialsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::alter_user_scram_credentials_response::AlterUserScramCredentialsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "DescribeClusterRequest",
@@ -5784,6 +6302,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_cluster_request::DescribeClusterRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::describe_cluster_request::DescribeClusterRequest::default(), version),
     },
     Row {
         name: "DescribeClusterResponse",
@@ -5805,6 +6328,13 @@ pub const ROWS: &[Row] = &[
             let value = m::describe_cluster_response::DescribeClusterResponse::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::describe_cluster_response::DescribeClusterResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_cluster_response::DescribeClusterResponse::default(), version)
         },
     },
     Row {
@@ -5829,6 +6359,13 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_producers_request::DescribeProducersRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_producers_request::DescribeProducersRequest::default(), version)
+        },
     },
     Row {
         name: "DescribeProducersResponse",
@@ -5852,6 +6389,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_producers_response::DescribeProducersResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_producers_response::DescribeProducersResponse::default(), version)
+        },
     },
     Row {
         name: "DescribeTransactionsRequest",
@@ -5874,6 +6421,16 @@ pub const ROWS: &[Row] = &[
                 m::describe_transactions_request::DescribeTransactionsRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::describe_transactions_request::DescribeTransactionsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_transactions_request::DescribeTransactionsRequest::default(), version)
         },
     },
     Row {
@@ -5901,6 +6458,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_transactions_response::DescribeTransactionsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_transactions_response::DescribeTransactionsResponse::default(), version)
+        },
     },
     Row {
         name: "ListTransactionsRequest",
@@ -5922,6 +6489,13 @@ pub const ROWS: &[Row] = &[
             let value = m::list_transactions_request::ListTransactionsRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::list_transactions_request::ListTransactionsRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::list_transactions_request::ListTransactionsRequest::default(), version)
         },
     },
     Row {
@@ -5945,6 +6519,13 @@ pub const ROWS: &[Row] = &[
                 m::list_transactions_response::ListTransactionsResponse::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::list_transactions_response::ListTransactionsResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::list_transactions_response::ListTransactionsResponse::default(), version)
         },
     },
     Row {
@@ -5972,6 +6553,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::consumer_group_heartbeat_request::ConsumerGroupHeartbeatRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::consumer_group_heartbeat_request::ConsumerGroupHeartbeatRequest::default(), version)
+        },
     },
     Row {
         name: "ConsumerGroupHeartbeatResponse",
@@ -5997,6 +6588,16 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::consumer_group_heartbeat_response::ConsumerGroupHeartbeatResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::consumer_group_heartbeat_response::ConsumerGroupHeartbeatResponse::default(), version)
         },
     },
     Row {
@@ -6024,6 +6625,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::consumer_group_describe_request::ConsumerGroupDescribeRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::consumer_group_describe_request::ConsumerGroupDescribeRequest::default(), version)
+        },
     },
     Row {
         name: "ConsumerGroupDescribeResponse",
@@ -6049,6 +6660,16 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::consumer_group_describe_response::ConsumerGroupDescribeResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::consumer_group_describe_response::ConsumerGroupDescribeResponse::default(), version)
         },
     },
     Row {
@@ -6077,6 +6698,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::get_telemetry_subscriptions_request::GetTelemetrySubscriptionsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::get_telemetry_subscriptions_request::GetTelemetrySubscriptionsRequest::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "GetTelemetrySubscriptionsResponse",
@@ -6104,6 +6738,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::get_telemetry_subscriptions_response::GetTelemetrySubscriptionsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::get_telemetry_subscriptions_response::GetTelemetrySubscriptionsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "PushTelemetryRequest",
@@ -6124,6 +6771,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::push_telemetry_request::PushTelemetryRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::push_telemetry_request::PushTelemetryRequest::default(), version),
     },
     Row {
         name: "PushTelemetryResponse",
@@ -6144,6 +6796,11 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::push_telemetry_response::PushTelemetryResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&m::push_telemetry_response::PushTelemetryResponse::default(), version),
     },
     Row {
         name: "ListConfigResourcesRequest",
@@ -6167,6 +6824,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::list_config_resources_request::ListConfigResourcesRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::list_config_resources_request::ListConfigResourcesRequest::default(), version)
+        },
     },
     Row {
         name: "ListConfigResourcesResponse",
@@ -6189,6 +6856,16 @@ pub const ROWS: &[Row] = &[
                 m::list_config_resources_response::ListConfigResourcesResponse::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::list_config_resources_response::ListConfigResourcesResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::list_config_resources_response::ListConfigResourcesResponse::default(), version)
         },
     },
     Row {
@@ -6216,6 +6893,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_topic_partitions_request::DescribeTopicPartitionsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::describe_topic_partitions_request::DescribeTopicPartitionsRequest::default(), version)
+        },
     },
     Row {
         name: "DescribeTopicPartitionsResponse",
@@ -6242,6 +6929,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_topic_partitions_response::DescribeTopicPartitionsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::describe_topic_partitions_response::DescribeTopicPartitionsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "ShareGroupHeartbeatRequest",
@@ -6264,6 +6964,16 @@ pub const ROWS: &[Row] = &[
                 m::share_group_heartbeat_request::ShareGroupHeartbeatRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::share_group_heartbeat_request::ShareGroupHeartbeatRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::share_group_heartbeat_request::ShareGroupHeartbeatRequest::default(), version)
         },
     },
     Row {
@@ -6288,6 +6998,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::share_group_heartbeat_response::ShareGroupHeartbeatResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::share_group_heartbeat_response::ShareGroupHeartbeatResponse::default(), version)
+        },
     },
     Row {
         name: "ShareGroupDescribeRequest",
@@ -6310,6 +7030,16 @@ pub const ROWS: &[Row] = &[
                 m::share_group_describe_request::ShareGroupDescribeRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::share_group_describe_request::ShareGroupDescribeRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::share_group_describe_request::ShareGroupDescribeRequest::default(), version)
         },
     },
     Row {
@@ -6334,6 +7064,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::share_group_describe_response::ShareGroupDescribeResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::share_group_describe_response::ShareGroupDescribeResponse::default(), version)
+        },
     },
     Row {
         name: "ShareFetchRequest",
@@ -6353,6 +7093,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::share_fetch_request::ShareFetchRequest::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::share_fetch_request::ShareFetchRequest::default(), version),
     },
     Row {
         name: "ShareFetchResponse",
@@ -6373,6 +7117,10 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::share_fetch_response::ShareFetchResponse::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&m::share_fetch_response::ShareFetchResponse::default(), version),
     },
     Row {
         name: "ShareAcknowledgeRequest",
@@ -6394,6 +7142,13 @@ pub const ROWS: &[Row] = &[
             let value = m::share_acknowledge_request::ShareAcknowledgeRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::share_acknowledge_request::ShareAcknowledgeRequest::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::share_acknowledge_request::ShareAcknowledgeRequest::default(), version)
         },
     },
     Row {
@@ -6417,6 +7172,13 @@ pub const ROWS: &[Row] = &[
                 m::share_acknowledge_response::ShareAcknowledgeResponse::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::share_acknowledge_response::ShareAcknowledgeResponse::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&m::share_acknowledge_response::ShareAcknowledgeResponse::default(), version)
         },
     },
     Row {
@@ -6444,6 +7206,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::streams_group_heartbeat_request::StreamsGroupHeartbeatRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::streams_group_heartbeat_request::StreamsGroupHeartbeatRequest::default(), version)
+        },
     },
     Row {
         name: "StreamsGroupHeartbeatResponse",
@@ -6470,6 +7242,16 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::streams_group_heartbeat_response::StreamsGroupHeartbeatResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::streams_group_heartbeat_response::StreamsGroupHeartbeatResponse::default(), version)
+        },
     },
     Row {
         name: "StreamsGroupDescribeRequest",
@@ -6492,6 +7274,16 @@ pub const ROWS: &[Row] = &[
                 m::streams_group_describe_request::StreamsGroupDescribeRequest::decode(&mut reader, version)?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::streams_group_describe_request::StreamsGroupDescribeRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::streams_group_describe_request::StreamsGroupDescribeRequest::default(), version)
         },
     },
     Row {
@@ -6518,6 +7310,16 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::streams_group_describe_response::StreamsGroupDescribeResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::streams_group_describe_response::StreamsGroupDescribeResponse::default(), version)
         },
     },
     Row {
@@ -6546,6 +7348,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_share_group_offsets_request::DescribeShareGroupOffsetsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::describe_share_group_offsets_request::DescribeShareGroupOffsetsRequest::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "DescribeShareGroupOffsetsResponse",
@@ -6573,6 +7388,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::describe_share_group_offsets_response::DescribeShareGroupOffsetsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::describe_share_group_offsets_response::DescribeShareGroupOffsetsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "AlterShareGroupOffsetsRequest",
@@ -6598,6 +7426,16 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::alter_share_group_offsets_request::AlterShareGroupOffsetsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&m::alter_share_group_offsets_request::AlterShareGroupOffsetsRequest::default(), version)
         },
     },
     Row {
@@ -6625,6 +7463,19 @@ pub const ROWS: &[Row] = &[
             reader.finish()?;
             Ok(encoded(&value, version))
         },
+        decode: |bytes, version| {
+            m::alter_share_group_offsets_response::AlterShareGroupOffsetsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::alter_share_group_offsets_response::AlterShareGroupOffsetsResponse::default(),
+                version,
+            )
+        },
     },
     Row {
         name: "DeleteShareGroupOffsetsRequest",
@@ -6650,6 +7501,19 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::delete_share_group_offsets_request::DeleteShareGroupOffsetsRequest::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::delete_share_group_offsets_request::DeleteShareGroupOffsetsRequest::default(),
+                version,
+            )
         },
     },
     Row {
@@ -6677,6 +7541,19 @@ pub const ROWS: &[Row] = &[
             )?;
             reader.finish()?;
             Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            m::delete_share_group_offsets_response::DeleteShareGroupOffsetsResponse::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &m::delete_share_group_offsets_response::DeleteShareGroupOffsetsResponse::default(),
+                version,
+            )
         },
     },
 ];

@@ -132,10 +132,24 @@ impl Message {
         self.structure(name).is_some_and(|s| s.fields.iter().any(|field| self.borrows(&field.ty)))
     }
 
-    /// The fewest bytes of a value on the wire, over all versions in which it can occur.
+    /// The fewest bytes of a value on the wire, over all versions in which it occurs.
     pub(crate) fn min_size(&self, ty: &Type, within: Versions) -> usize {
         let within = within.and(self.versions);
-        (within.first..=within.last).map(|version| self.size_in(ty, version)).min().unwrap_or(1)
+        let versions = (within.first..=within.last).filter(|version| match ty {
+            Type::Struct(name) => self.occurs(name, *version),
+            _ => true,
+        });
+        versions.map(|version| self.size_in(ty, version)).min().unwrap_or(0)
+    }
+
+    /// Whether a structure is anywhere in a version of the message.
+    fn occurs(&self, name: &str, version: i16) -> bool {
+        name == self.name
+            || self.structs.iter().any(|holder| {
+                let mut fields = holder.fields.iter().filter(|field| field.versions.contains(version));
+                fields.any(|field| field.ty.innermost() == &Type::Struct(name.to_owned()))
+                    && self.occurs(&holder.name, version)
+            })
     }
 
     /// The fewest bytes of a value in one version.
@@ -159,6 +173,16 @@ impl Message {
                 });
                 sizes.sum::<usize>() + usize::from(flexible)
             }
+        }
+    }
+}
+
+impl Type {
+    /// The type itself, or what an array of arrays of it is made of in the end.
+    pub(crate) fn innermost(&self) -> &Type {
+        match self {
+            Type::Array(element) => element.innermost(),
+            other => other,
         }
     }
 }
@@ -288,11 +312,7 @@ fn parse_struct(
         if field.versions.is_empty() {
             continue;
         }
-        let element = match &field.ty {
-            Type::Array(element) => element,
-            own => own,
-        };
-        if let (Type::Struct(inner), Some(fields)) = (element, object.get("fields")) {
+        if let (Type::Struct(inner), Some(fields)) = (field.ty.innermost(), object.get("fields")) {
             parse_struct(inner, fields, field.versions, structs)?;
         }
         structs[place].fields.push(field);
@@ -371,6 +391,9 @@ fn settle_records(message: &mut Message) {
 fn check(message: &Message) -> Result<(), String> {
     let mut names = BTreeSet::new();
     for structure in &message.structs {
+        refuse_recursion(message, structure, &mut vec![&structure.name])?;
+    }
+    for structure in &message.structs {
         if !names.insert(&structure.name) {
             return Err(format!("two structures are named {}", structure.name));
         }
@@ -378,8 +401,15 @@ fn check(message: &Message) -> Result<(), String> {
             if field.tag.is_some() && field.versions.and(message.flexible) != field.versions {
                 return Err(format!("{} is tagged in a version that has no tags", field.name));
             }
+            if let Type::Array(element) = &field.ty
+                && message.min_size(element, field.versions) == 0
+            {
+                return Err(format!(
+                    "elements of {} may have no bytes: counts would be unbounded",
+                    field.name
+                ));
+            }
         }
-        refuse_recursion(message, structure, &mut vec![&structure.name])?;
     }
     Ok(())
 }
@@ -391,11 +421,7 @@ fn refuse_recursion<'m>(
     path: &mut Vec<&'m str>,
 ) -> Result<(), String> {
     for field in &inside.fields {
-        let mut ty = &field.ty;
-        while let Type::Array(element) = ty {
-            ty = element;
-        }
-        let Type::Struct(name) = ty else { continue };
+        let Type::Struct(name) = field.ty.innermost() else { continue };
         if path.contains(&name.as_str()) {
             return Err(format!("{name} holds itself"));
         }

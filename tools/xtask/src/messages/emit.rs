@@ -4,8 +4,8 @@
 
 use std::fmt::Write;
 
-use super::condition;
 use super::definitions::{Field, Kind, Message, Struct, Type, Versions};
+use super::{condition, mentions};
 
 /// The whole file of one message, without its header.
 pub(crate) fn message(message: &Message) -> String {
@@ -224,14 +224,14 @@ fn emit_decode(message: &Message, structure: &Struct, is_root: bool, out: &mut S
 
 /// `name`, or `_name` if the body does not mention it.
 fn parameter(name: &str, body: &str, used: bool) -> String {
-    let used = used || body.contains(name) || (name == "version" && body.contains("flexible"));
+    let used = used || mentions(body, name) || (name == "version" && mentions(body, "flexible"));
     if used { name.to_owned() } else { format!("_{name}") }
 }
 
 /// Binds `flexible` where it depends on the version and is asked for.
 fn flexible_binding(message: &Message, body: &str) -> String {
     match condition(message.flexible, message) {
-        Some(flexible) if !message.flexible.is_empty() && body.contains("flexible") => {
+        Some(flexible) if !message.flexible.is_empty() && mentions(body, "flexible") => {
             format!("let flexible = {flexible};\n")
         }
         _ => String::new(),

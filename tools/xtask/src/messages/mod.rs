@@ -57,6 +57,11 @@ fn condition(range: definitions::Versions, message: &Message) -> Option<String> 
     }
 }
 
+/// Whether code mentions a name, as a word of its own.
+fn mentions(code: &str, name: &str) -> bool {
+    code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
+}
+
 #[cfg(test)]
 mod tests {
     /// Fails with the reason when the definitions can be neither found nor fetched.

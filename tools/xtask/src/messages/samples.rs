@@ -3,9 +3,9 @@
 
 use std::fmt::Write;
 
-use super::condition;
 use super::definitions::{Field, Kind, Message, Type};
 use super::emit;
+use super::{condition, mentions};
 
 /// Random messages, and one row per message that tests go over.
 pub(crate) fn samples(messages: &[Message]) -> String {
@@ -25,7 +25,7 @@ pub(crate) fn samples(messages: &[Message]) -> String {
                     None => writeln!(body, "{set}"),
                 };
             }
-            let version = if body.contains("version") { "version" } else { "_version" };
+            let version = if mentions(&body, "version") { "version" } else { "_version" };
             let _ = writeln!(
                 out,
                 "impl Sample for m::{}::{name} {{\nfn sample(seed: &mut Seed, {version}: i16) -> Self {{\n\
@@ -34,7 +34,7 @@ pub(crate) fn samples(messages: &[Message]) -> String {
             );
         }
     }
-    out.push_str("/// Every message.\npub const ROWS: &[Row] = &[\n");
+    out.push_str("/// Every message.\npub(crate) const ROWS: &[Row] = &[\n");
     for message in messages {
         let ty = format!("m::{}::{}", message.module(), message.name);
         let (first, last) = (message.versions.first, message.versions.last);
@@ -47,7 +47,9 @@ pub(crate) fn samples(messages: &[Message]) -> String {
              assert_eq!(again, Ok(value), \"version {{version}}\");\nbytes\n}},\n\
              recode: |bytes, version| {{\nlet mut reader = Reader::new(bytes);\n\
              let value = {ty}::decode(&mut reader, version)?;\nreader.finish()?;\n\
-             Ok(encoded(&value, version))\n}},\n}},",
+             Ok(encoded(&value, version))\n}},\n\
+             decode: |bytes, version| {ty}::decode(&mut Reader::new(bytes), version).map(drop),\n\
+             default: |version| encoded(&{ty}::default(), version),\n}},",
             message.name,
             message.key,
             message.kind == Kind::Request,
@@ -88,15 +90,18 @@ fn sample(ty: &Type) -> String {
     }
 }
 
+/// APIs that the independent codec lacks altogether: StreamsGroupHeartbeat, StreamsGroupDescribe.
+const NOT_IN_ORACLE: &[i16] = &[88, 89];
+
 /// The same messages in the codec that ours is compared with.
 pub(crate) fn oracle(messages: &[Message]) -> String {
-    let mut out = "//! The messages of the independent codec, by name.\n\nuse kafka_protocol::messages as theirs;\n\n\
-                   use crate::oracle::{Recode, recode};\n\n\
-                   /// Each message's name, and the independent codec's way of reading and writing it again.\n\
-                   pub(crate) const ORACLES: &[(&str, Recode)] = &[\n"
-        .to_owned();
-    for message in messages {
-        let _ = writeln!(out, "({0:?}, recode::<theirs::{0}>),", message.name);
+    let mut out =
+        "//! The messages of the independent codec, by name.\n\nuse kafka_protocol::messages as theirs;\n\n\
+                   use crate::Oracle;\n\n/// Each message's name, and the independent codec of it.\n\
+                   pub(crate) const ORACLES: &[(&str, Oracle)] = &[\n"
+            .to_owned();
+    for message in messages.iter().filter(|message| !NOT_IN_ORACLE.contains(&message.key)) {
+        let _ = writeln!(out, "({0:?}, Oracle::of::<theirs::{0}>()),", message.name);
     }
     out.push_str("];\n");
     out
