@@ -11,6 +11,8 @@ use super::{condition, mentions};
 pub(crate) fn samples(messages: &[Message]) -> String {
     let mut out =
         "//! Messages at random, for tests: in every version, with the fields that the version has.\n\n\
+                   // One statement per field reads as the definition does.\n\
+                   #![allow(clippy::field_reassign_with_default)]\n\n\
                    use flumen_wire::codec::{Decode, Reader};\nuse flumen_wire::messages as m;\n\
                    use flumen_wire::codec::Records;\n\nuse crate::seed::{Row, Sample, Seed, encoded};\n\n"
             .to_owned();
