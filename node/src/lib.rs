@@ -2,7 +2,13 @@
 //!
 //! One glommio executor for each shard ([`runtime`]); effects of the machines of `flumen-core` are carried out
 //! here. Only [`sys`] holds `unsafe`, and nothing outside [`runtime`], [`disk`] and the network names glommio.
+pub mod admin;
+pub mod cli;
+pub mod config;
 pub mod disk;
+pub mod kernel;
 pub mod mailbox;
+pub mod probe;
 pub mod runtime;
+pub mod signals;
 pub mod sys;

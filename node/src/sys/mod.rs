@@ -5,6 +5,7 @@ mod file;
 mod lent;
 mod machine;
 mod socket;
+mod uring;
 
 pub use file::{FileSystem, file_system, sync_file_system};
 pub use lent::{Lender, Lent, Stable};
@@ -12,3 +13,4 @@ pub use machine::{
     Limit, Resource, Usage, allowed_cpus, limit, memory_total, raise_limit, register_membarrier, usage,
 };
 pub use socket::{ListenError, duplicate, listen, listener, send_vectored, stream};
+pub use uring::probe_uring;

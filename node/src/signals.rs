@@ -1,0 +1,23 @@
+//! SIGTERM and SIGINT: the first stops the node cleanly, the second at once.
+use crate::runtime::Stopper;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::io;
+
+/// Starts the thread that waits for them.
+pub fn handle(stopper: Stopper) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    std::thread::Builder::new().name("signals".into()).stack_size(256 << 10).spawn(move || {
+        for signal in signals.forever() {
+            let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+            if stopper.is_stopping() {
+                // What was acknowledged is on disk; the next start recovers, as after a crash.
+                eprintln!("flumen-node: {name} again: ending at once");
+                signal_hook::low_level::exit(128 + signal);
+            }
+            tracing::info!("{name}: stopping; again to end at once");
+            stopper.stop();
+        }
+    })?;
+    Ok(())
+}
