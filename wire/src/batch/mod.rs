@@ -39,8 +39,6 @@ pub const PREFIX_LEN: usize = 12;
 pub const BATCH_LENGTH_MIN: i32 = (HEADER_LEN - PREFIX_LEN) as i32;
 /// The only format that is served.
 pub const MAGIC: i8 = 2;
-/// Says "none" for producer id, producer epoch, sequence, leader epoch and timestamp.
-pub const NONE: i8 = -1;
 
 const LEADER_EPOCH_AT: usize = 12;
 const MAGIC_AT: usize = 16;
