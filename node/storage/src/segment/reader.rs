@@ -165,6 +165,9 @@ impl<D: Disk> SegmentReader<D> {
             }
             None => self.start_of(view, offset).await?,
         };
+        if start.position >= view.len {
+            return Ok(Slices::default());
+        }
         let held = held.or_else(|| self.chunk_at(&view.path, start.position));
         let want = Want { offset: offset.0, bytes_max, at_least_one };
         match self.read_from(view, start, window, held, &want, fits).await {

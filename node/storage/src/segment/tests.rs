@@ -153,6 +153,9 @@ fn every_offset_is_found_and_a_reader_goes_through() {
             for bytes_max in [1, 1000, 10_000, 1 << 20] {
                 let all = read_on(&reader, &view, &batches, 0, bytes_max).await.expect("read");
                 assert_eq!(all, bytes(&batches));
+                let past =
+                    reader.read(&view, view.end_offset, bytes_max, true, &any_epoch).await.expect("read");
+                assert!(past.is_empty(), "nothing at the end");
             }
             assert_eq!(reader.metrics().indexes_rebuilt, 0);
         });

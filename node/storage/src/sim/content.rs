@@ -49,6 +49,8 @@ pub(super) struct Content {
     preallocated: u64,
     /// Blocks at and past `preallocated` that hold data.
     written_past: u64,
+    /// A sync of everything lost something of this file: the next sync of it says so (Linux's `errseq`).
+    lost: bool,
 }
 
 fn apply(blocks: &mut Blocks, len: &mut u64, change: &Change) {
@@ -193,6 +195,19 @@ impl Content {
                 apply(&mut self.base, &mut self.base_len, &change);
             }
         }
+    }
+
+    /// A sync of everything that failed: this file is one of those that it failed for, or goes on as before.
+    pub(super) fn sync_all_failed(&mut self, mark: u64, random: &mut Random) {
+        if self.pending.iter().any(|(sequence, _)| *sequence < mark) && random.chance(1, 2) {
+            self.sync_failed(mark, random);
+            self.lost = true;
+        }
+    }
+
+    /// Whether an earlier sync of everything lost something of this file; told once.
+    pub(super) fn take_lost(&mut self) -> bool {
+        std::mem::take(&mut self.lost)
     }
 
     /// The write `[position, +len)` of a file opened with `synchronous` has completed: it, and the length

@@ -47,7 +47,7 @@ pub enum Operation {
 /// An error to come.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// Part of the path (as it was when the file was opened); `sync_all` has the path `""`.
+    /// Part of the path (as it was when the file was opened); `sync_all` has the path `sync_all`.
     pub path_contains: String,
     /// What fails.
     pub operation: Operation,
@@ -392,14 +392,16 @@ impl Disk for SimDisk {
 
     async fn sync_all(&self) -> io::Result<()> {
         let mark = self.world.state.borrow_mut().tree.mark();
-        self.whole(Operation::Sync, "", format_args!("sync_all"), 0, move |tree, outcome| match outcome {
-            Outcome::Done | Outcome::Interrupted(_) => {
-                tree.sync_all(mark);
-                Ok(())
-            }
-            Outcome::Failed(kind, random) => {
-                tree.sync_all_failed(mark, random);
-                Err(injected(kind))
+        self.whole(Operation::Sync, "sync_all", format_args!("sync_all"), 0, move |tree, outcome| {
+            match outcome {
+                Outcome::Done | Outcome::Interrupted(_) => {
+                    tree.sync_all(mark);
+                    Ok(())
+                }
+                Outcome::Failed(kind, random) => {
+                    tree.sync_all_failed(mark, random);
+                    Err(injected(kind))
+                }
             }
         })
         .await
@@ -530,6 +532,7 @@ impl File for SimFile {
                     tree.content(inode).sync_failed(mark, random);
                     Err(injected(kind))
                 }
+                _ if tree.content(inode).take_lost() => Err(injected(io::ErrorKind::Other)),
                 _ => {
                     tree.content(inode).sync(mark);
                     Ok(())

@@ -322,7 +322,7 @@ impl Tree {
     pub(super) fn sync_all_failed(&mut self, mark: u64, random: &mut Random) {
         for node in self.nodes.values_mut() {
             if let Node::File(content) = node {
-                content.sync_failed(mark, random);
+                content.sync_all_failed(mark, random);
             }
         }
     }
