@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 pub mod config;
 pub mod epochs;
+pub mod fetch;
 pub mod journal;
 pub mod limits;
 pub mod log;
