@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 mod api;
 pub mod disk;
+pub mod identity;
+pub mod metadata_log;
 pub mod segment;
 #[cfg(feature = "sim")]
 pub mod sim;
