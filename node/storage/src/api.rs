@@ -4,6 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use flumen_core::limits::{BULK_BYTES_MIN, JOURNAL_FILE_BYTES, STAGED_BYTES_MAX};
+use flumen_core::producer::PRODUCER_ID_EXPIRATION_MS;
 use flumen_core::types::{Incarnation, LeaderEpoch, Offset, PartitionId, ShardId};
 use flumen_wire::ErrorCode;
 
@@ -36,13 +38,43 @@ pub struct EngineSettings {
     pub retention_interval: Duration,
     /// Staged bytes of one partition in one cycle from which they go past the journal.
     pub bulk_bytes_min: usize,
-    /// Producers remembered per partition at most.
-    pub producers_max: usize,
     /// `producer.id.expiration.ms`.
     pub producer_expiration_ms: i64,
     /// The bug that a test wants to see found.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
+}
+
+impl EngineSettings {
+    /// The usual settings of one of `shards` shards, with `memory_bytes` for all of them.
+    pub fn new(
+        shard: ShardId,
+        shards: u16,
+        incarnation: Incarnation,
+        directory_id: [u8; 16],
+        memory_bytes: usize,
+    ) -> EngineSettings {
+        let share = memory_bytes / usize::from(shards.max(1));
+        let staged_bytes_max = (share / 4).min(STAGED_BYTES_MAX / usize::from(shards.max(1)));
+        EngineSettings {
+            shard,
+            shards,
+            incarnation,
+            directory_id,
+            staged_bytes_max,
+            cache_bytes_max: share / 4,
+            journal_file_bytes: JOURNAL_FILE_BYTES,
+            journal_files: 2,
+            checkpoint_bytes: (staged_bytes_max as u64 / 2)
+                .clamp(JOURNAL_FILE_BYTES / 4, 2 * JOURNAL_FILE_BYTES),
+            checkpoint_interval: Duration::from_secs(30),
+            retention_interval: Duration::from_secs(300),
+            bulk_bytes_min: BULK_BYTES_MIN,
+            producer_expiration_ms: PRODUCER_ID_EXPIRATION_MS,
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        }
+    }
 }
 
 /// Mistakes that a storage engine may have. Each is built in behind this feature so that the test bed can show
@@ -182,8 +214,10 @@ pub enum ReadError {
     Offline,
     /// The partition is not here (any more).
     Gone,
-    /// The bytes on disk are not what was written; said with file and position through the log.
+    /// The bytes on disk are not what was written; said with file and position by `take_read_faults`.
     Corrupt,
+    /// The disk failed; said the same way.
+    Io,
 }
 
 impl ReadError {
@@ -194,6 +228,7 @@ impl ReadError {
             ReadError::Offline => ErrorCode::KafkaStorageError,
             ReadError::Gone => ErrorCode::UnknownTopicOrPartition,
             ReadError::Corrupt => ErrorCode::CorruptMessage,
+            ReadError::Io => ErrorCode::KafkaStorageError,
         }
     }
 }
@@ -269,6 +304,8 @@ pub struct EngineMetrics {
     pub filled_bytes: u64,
     /// Checkpoints written.
     pub checkpoints: u64,
+    /// Checkpoints that could not be written.
+    pub checkpoints_failed: u64,
     /// Time that checkpoints took, summed, in microseconds.
     pub checkpoint_micros: u64,
     /// Bytes accepted and not yet in their segments.

@@ -1,13 +1,26 @@
 //! The storage engine: journal, segments, checkpoints, recovery; generic over a `Disk`.
 #![forbid(unsafe_code)]
 mod api;
+mod bulk;
+mod cache;
+mod checkpoint;
+mod commit;
 pub mod disk;
+mod engine;
 pub mod identity;
+mod journal_files;
+mod lifecycle;
+mod maintenance;
 pub mod metadata_log;
+mod partition;
+mod recover;
 pub mod segment;
+mod signal;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod slices;
+mod space;
+mod writer;
 
 #[cfg(feature = "planted-bugs")]
 pub use api::PlantedBug;
@@ -15,4 +28,8 @@ pub use api::{
     AppendError, DiskRead, EngineMetrics, EngineSettings, EpochEnd, JournalFault, Offsets, Placed, ReadError,
     ReadOutcome, Sink, Slot, StorageError,
 };
+pub use engine::Engine;
+pub use journal_files::JournalFileInfo;
+pub use lifecycle::FoundRecord;
+pub use recover::{KnownPartition, Recovered, RecoveredPartition, RecoveryError, RecoverySettings, recover};
 pub use slices::{Slice, Slices};

@@ -94,6 +94,11 @@ impl Mark {
     pub fn log_end(&self) -> Offset {
         self.log_end
     }
+
+    /// The segment that was active.
+    pub fn active_base(&self) -> Offset {
+        self.active.base_offset
+    }
 }
 
 /// One partition's log. See the module.
@@ -241,8 +246,16 @@ impl Log {
 
     /// Forgets the segments that lie wholly below the log start. Returns them.
     pub fn drop_below_start(&mut self) -> Vec<Segment> {
+        self.drop_below_start_before(Offset(i64::MAX))
+    }
+
+    /// The same, of segments below `open` only: those from there on are still written to.
+    pub fn drop_below_start_before(&mut self, open: Offset) -> Vec<Segment> {
         let mut count = 0;
-        while count + 1 < self.segments.len() && self.segments[count + 1].base_offset <= self.log_start {
+        while count + 1 < self.segments.len()
+            && self.segments[count + 1].base_offset <= self.log_start
+            && self.segments[count].base_offset < open
+        {
             count += 1;
         }
         self.segments.drain(..count).collect()
@@ -264,6 +277,23 @@ impl Log {
         }
         self.log_end = offset;
         Some(gone)
+    }
+
+    /// The log as far as its segments hold it: up to `end`, at `position` of the segment `base`. What a checkpoint
+    /// keeps. Where `base` was deleted since, nothing of the next segment is filled.
+    pub fn as_filled(&self, end: Offset, base: Offset, position: u64) -> Log {
+        let mut log = self.clone();
+        if end == log.log_end {
+            return log;
+        }
+        log.log_start = log.log_start.min(end);
+        if self.segments[0].base_offset > base {
+            let first = self.segments[0];
+            assert_eq!(first.base_offset, end, "what is filled ends where the first segment begins");
+            return Log { log_start: end, log_end: end, segments: vec![Segment::new(end, first.created_ms)] };
+        }
+        log.truncate(end, base, position).expect("what is filled is a place of the log");
+        log
     }
 
     /// Adds a batch that a journal holds, at the place that it was given when it was placed. The error says what

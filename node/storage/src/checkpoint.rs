@@ -1,0 +1,263 @@
+//! The checkpoint file: for each partition, how far its segments hold everything, and what no segment tells.
+//!
+//! Little-endian; `docs/FORMATS.md` says it byte by byte. A file is written under a `.tmp` name, synced, renamed, and
+//! its directory synced: what bears a final name was whole once, so a bad one is corruption.
+
+use flumen_core::epochs::{EpochCache, EpochStart};
+use flumen_core::journal::hash;
+use flumen_core::limits::SEGMENTS_MAX;
+use flumen_core::log::{Log, Segment};
+use flumen_core::producer::{BatchState, ProducerSnapshot, ProducerState, WINDOW_BATCHES};
+use flumen_core::types::{
+    Incarnation, LeaderEpoch, Lsn, Offset, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId,
+};
+
+const MAGIC: &[u8; 8] = b"FLUMCKPT";
+const VERSION: u16 = 1;
+const HEADER_LEN: usize = 48;
+/// The shard of a checkpoint that recovery wrote for all.
+pub(crate) const SHARD_ALL: u16 = u16::MAX;
+
+/// One partition in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) id: PartitionId,
+    /// Groups up to this one, and of earlier incarnations, hold nothing that is not in the segments.
+    pub(crate) incarnation: Incarnation,
+    pub(crate) lsn: Lsn,
+    pub(crate) high_watermark: Offset,
+    /// Offsets and segments as they stand on disk.
+    pub(crate) log: Log,
+    pub(crate) epochs: Vec<EpochStart>,
+    pub(crate) producers: ProducerSnapshot,
+    /// Acknowledged data of it is damaged, in the journal of `incarnation` or in a segment: it is not served.
+    pub(crate) offline: Option<String>,
+}
+
+/// A checkpoint file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) shard: u16,
+    pub(crate) number: u64,
+    /// Highest LSN known durable in this incarnation's journal of the shard.
+    pub(crate) durable_lsn: Lsn,
+    pub(crate) records: Vec<Record>,
+}
+
+/// Name of a checkpoint file.
+pub(crate) fn checkpoint_name(incarnation: Incarnation, shard: u16, number: u64) -> String {
+    match shard {
+        SHARD_ALL => format!("{incarnation}-all-{number}"),
+        shard => format!("{incarnation}-{shard}-{number}"),
+    }
+}
+
+/// Incarnation, shard and number from a file's name.
+pub(crate) fn parse_name(name: &str) -> Option<(Incarnation, u16, u64)> {
+    let mut parts = name.split('-');
+    let incarnation = parts.next()?.parse().ok()?;
+    let shard = match parts.next()? {
+        "all" => SHARD_ALL,
+        shard => shard.parse().ok().filter(|shard| *shard != SHARD_ALL)?,
+    };
+    let number = parts.next()?.parse().ok()?;
+    parts.next().is_none().then_some((Incarnation(incarnation), shard, number))
+}
+
+impl Checkpoint {
+    /// The bytes of the file.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER_LEN + self.records.len() * 256);
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&self.shard.to_le_bytes());
+        out.extend_from_slice(&(self.records.len() as u32).to_le_bytes());
+        out.extend_from_slice(&self.incarnation.0.to_le_bytes());
+        out.extend_from_slice(&self.number.to_le_bytes());
+        out.extend_from_slice(&self.durable_lsn.0.to_le_bytes());
+        out.extend_from_slice(&[0; 8]);
+        for record in &self.records {
+            record.encode(&mut out);
+        }
+        let sum = hash(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Reads a file. The error says what does not fit.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Checkpoint, &'static str> {
+        if bytes.len() < HEADER_LEN + 8 || &bytes[..8] != MAGIC {
+            return Err("not a checkpoint");
+        }
+        let (content, sum) = bytes.split_at(bytes.len() - 8);
+        if hash(content).to_le_bytes() != sum {
+            return Err("the checksum does not fit");
+        }
+        let mut reader = Reader { bytes: &content[8..] };
+        if reader.u16()? != VERSION {
+            return Err("a format of a later release");
+        }
+        let shard = reader.u16()?;
+        let count = reader.u32()?;
+        let incarnation = Incarnation(reader.u64()?);
+        let number = reader.u64()?;
+        let durable_lsn = Lsn(reader.u64()?);
+        reader.u64()?;
+        let mut records = Vec::new();
+        for _ in 0..count {
+            records.push(Record::decode(&mut reader)?);
+        }
+        if !reader.bytes.is_empty() {
+            return Err("bytes after the last record");
+        }
+        Ok(Checkpoint { incarnation, shard, number, durable_lsn, records })
+    }
+}
+
+impl Record {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.id.topic.0);
+        out.extend_from_slice(&self.id.partition.to_le_bytes());
+        out.push(u8::from(self.producers.written));
+        out.extend_from_slice(&[0; 3]);
+        for value in [self.incarnation.0, self.lsn.0] {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        for offset in [self.high_watermark, self.log.log_start(), self.log.log_end()] {
+            out.extend_from_slice(&offset.0.to_le_bytes());
+        }
+        let segments = self.log.segments();
+        let reason = self.offline.as_deref().unwrap_or_default();
+        for count in [segments.len(), self.epochs.len(), self.producers.producers.len(), reason.len()] {
+            out.extend_from_slice(&(count as u32).to_le_bytes());
+        }
+        for segment in segments {
+            out.extend_from_slice(&segment.base_offset.0.to_le_bytes());
+            out.extend_from_slice(&segment.size.to_le_bytes());
+            for time in [segment.max_timestamp, segment.first_timestamp, segment.created_ms] {
+                out.extend_from_slice(&time.to_le_bytes());
+            }
+        }
+        for entry in &self.epochs {
+            out.extend_from_slice(&entry.epoch.0.to_le_bytes());
+            out.extend_from_slice(&entry.start_offset.0.to_le_bytes());
+        }
+        for producer in &self.producers.producers {
+            encode_producer(producer, out);
+        }
+        out.extend_from_slice(reason.as_bytes());
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Record, &'static str> {
+        let topic = TopicId(reader.array()?);
+        let partition = reader.u32()? as i32;
+        let written = reader.u32()? != 0;
+        let incarnation = Incarnation(reader.u64()?);
+        let lsn = Lsn(reader.u64()?);
+        let high_watermark = Offset(reader.i64()?);
+        let log_start = Offset(reader.i64()?);
+        let log_end = Offset(reader.i64()?);
+        let (segments, epochs, producers) = (reader.u32()?, reader.u32()?, reader.u32()?);
+        let reason = reader.u32()? as usize;
+        if segments as usize > SEGMENTS_MAX {
+            return Err("too many segments");
+        }
+        let segments = (0..segments).map(|_| decode_segment(reader)).collect::<Result<Vec<_>, _>>()?;
+        let epochs = (0..epochs).map(|_| decode_epoch(reader)).collect::<Result<Vec<_>, _>>()?;
+        let producers = (0..producers).map(|_| decode_producer(reader)).collect::<Result<Vec<_>, _>>()?;
+        let reason = reader.text(reason)?;
+        let log = Log::restore(log_start, log_end, segments).ok_or("segments that do not fit together")?;
+        EpochCache::restore(epochs.clone()).map_err(|_| "leader epochs out of order")?;
+        Ok(Record {
+            id: PartitionId { topic, partition },
+            incarnation,
+            lsn,
+            high_watermark,
+            log,
+            epochs,
+            producers: ProducerSnapshot { written, producers },
+            offline: (!reason.is_empty()).then_some(reason),
+        })
+    }
+}
+
+fn encode_producer(producer: &ProducerState, out: &mut Vec<u8>) {
+    let window = producer.window();
+    out.extend_from_slice(&producer.producer_id.0.to_le_bytes());
+    out.extend_from_slice(&producer.seen.0.to_le_bytes());
+    out.extend_from_slice(&producer.epoch.0.to_le_bytes());
+    out.extend_from_slice(&(window.len() as u16).to_le_bytes());
+    for batch in window {
+        out.extend_from_slice(&batch.last_sequence.to_le_bytes());
+        out.extend_from_slice(&batch.offset_delta.to_le_bytes());
+        out.extend_from_slice(&batch.last_offset.0.to_le_bytes());
+        out.extend_from_slice(&batch.timestamp.0.to_le_bytes());
+    }
+}
+
+fn decode_producer(reader: &mut Reader<'_>) -> Result<ProducerState, &'static str> {
+    let id = ProducerId(reader.i64()?);
+    let seen = Timestamp(reader.i64()?);
+    let epoch = ProducerEpoch(reader.u16()? as i16);
+    let count = usize::from(reader.u16()?);
+    let mut window = [BatchState::default(); WINDOW_BATCHES];
+    let window = window.get_mut(..count).ok_or("a window that is too long")?;
+    for batch in window.iter_mut() {
+        *batch = BatchState {
+            last_sequence: reader.u32()? as i32,
+            offset_delta: reader.u32()? as i32,
+            last_offset: Offset(reader.i64()?),
+            timestamp: Timestamp(reader.i64()?),
+        };
+    }
+    ProducerState::from_parts(id, epoch, seen, window).ok_or("a producer that cannot be")
+}
+
+fn decode_segment(reader: &mut Reader<'_>) -> Result<Segment, &'static str> {
+    Ok(Segment {
+        base_offset: Offset(reader.i64()?),
+        size: reader.u64()?,
+        max_timestamp: reader.i64()?,
+        first_timestamp: reader.i64()?,
+        created_ms: reader.i64()?,
+    })
+}
+
+fn decode_epoch(reader: &mut Reader<'_>) -> Result<EpochStart, &'static str> {
+    Ok(EpochStart { epoch: LeaderEpoch(reader.u32()? as i32), start_offset: Offset(reader.i64()?) })
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl Reader<'_> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], &'static str> {
+        let (first, rest) = self.bytes.split_first_chunk::<N>().ok_or("it ends too early")?;
+        self.bytes = rest;
+        Ok(*first)
+    }
+
+    fn text(&mut self, len: usize) -> Result<String, &'static str> {
+        let (text, rest) = self.bytes.split_at_checked(len).ok_or("it ends too early")?;
+        self.bytes = rest;
+        Ok(String::from_utf8_lossy(text).into_owned())
+    }
+
+    fn u16(&mut self) -> Result<u16, &'static str> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, &'static str> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, &'static str> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn i64(&mut self) -> Result<i64, &'static str> {
+        self.array().map(i64::from_le_bytes)
+    }
+}

@@ -1,0 +1,421 @@
+//! Partitions come and go, the loops run, the engine stops; reads that need the disk.
+
+use std::time::Duration;
+
+use flumen_core::config::LogConfig;
+use flumen_core::epochs::EpochCache;
+use flumen_core::log::Log;
+use flumen_core::producer::ProducerTable;
+use flumen_core::types::{LeaderEpoch, Offset, PartitionId, Timestamp};
+use flumen_wire::ErrorCode;
+use flumen_wire::batch::Batches;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use crate::api::{DiskRead, JournalFault, ReadError, Slot, StorageError};
+use crate::cache::{self, Want};
+use crate::disk::{Disk, OpenMode};
+use crate::engine::{Engine, Life};
+use crate::partition::{Note, Partition, segment_path};
+use crate::recover::RecoveredPartition;
+use crate::segment::{Found, SegmentError, SegmentView};
+use crate::slices::Slices;
+
+/// A record found by its timestamp.
+pub type FoundRecord = (Offset, Timestamp, LeaderEpoch);
+
+/// Bytes that one compressed batch may open to when it is searched by time.
+const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
+
+impl<D: Disk, T: 'static> Engine<D, T> {
+    /// Runs the commit loop and what belongs to it, until [`stop`](Self::stop) is done (`Ok`) or the journal is at
+    /// fault: then nothing undetermined was answered, and the node must exit.
+    pub async fn run_journal(&self) -> Result<(), JournalFault> {
+        // Each loop is polled only when it is woken itself.
+        let mut loops: FuturesUnordered<LocalBoxFuture<'_, Result<(), JournalFault>>> =
+            FuturesUnordered::new();
+        loops.push(Box::pin(self.commit_loop()));
+        loops.push(Box::pin(async {
+            self.bulk_loop().await;
+            Ok(())
+        }));
+        loops.push(Box::pin(async {
+            self.space_loop().await;
+            Ok(())
+        }));
+        while let Some(ended) = loops.next().await {
+            if let Err(fault) = ended {
+                self.life.set(Life::Faulted);
+                self.upkeep.notify();
+                self.progress.notify();
+                return Err(fault);
+            }
+        }
+        match self.state.borrow_mut().fault.take() {
+            Some(fault) => Err(fault),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes nothing new, has everything staged become durable, fills all, writes a checkpoint. The loops end with it.
+    pub async fn stop(&self) {
+        if self.life.get() == Life::Running {
+            self.life.set(Life::Stopping);
+        }
+        self.upkeep.notify();
+        self.work.notify();
+        loop {
+            let seen = self.progress.count();
+            if matches!(self.life.get(), Life::Stopped | Life::Faulted) {
+                return;
+            }
+            self.progress.after(seen).await;
+        }
+    }
+
+    /// Takes over a partition that recovery found.
+    pub async fn adopt(&self, recovered: RecoveredPartition) -> Result<Slot, StorageError> {
+        let mut state = self.state.borrow_mut();
+        if state.slot_of(&recovered.id).is_some() {
+            return Err(StorageError::Exists);
+        }
+        let lsn = state.journal.durable_lsn;
+        let expiration_ms = self.settings.producer_expiration_ms;
+        let slot = state.insert(|slot| {
+            let mut producers = recovered.producers;
+            producers.set_expiration_ms(expiration_ms);
+            let log = (recovered.log, producers, recovered.epochs);
+            let (id, epoch) = (recovered.id, recovered.leader_epoch);
+            let mut partition =
+                Partition::new(id, slot, &recovered.directory, recovered.config, epoch, log, lsn);
+            partition.offline = recovered.offline.as_deref().map(Into::into);
+            partition.frozen = recovered.frozen;
+            partition
+        });
+        Ok(slot)
+    }
+
+    /// Makes an empty partition: directory, `partition.metadata`, first segment, all of it durable.
+    pub async fn create_partition(
+        &self,
+        id: PartitionId,
+        directory: &str,
+        config: LogConfig,
+        leader_epoch: LeaderEpoch,
+    ) -> Result<Slot, StorageError> {
+        if self.life.get() != Life::Running {
+            return Err(StorageError::Stopping);
+        }
+        if self.partition(&id).is_some() {
+            return Err(StorageError::Exists);
+        }
+        let made = make_directory(&self.disk, id, directory).await;
+        made.map_err(|error| StorageError::Io(format!("creating {directory}"), error))?;
+        let mut state = self.state.borrow_mut();
+        if state.slot_of(&id).is_some() {
+            return Err(StorageError::Exists);
+        }
+        let lsn = state.journal.durable_lsn;
+        let log = Log::new(Offset(0), self.disk.now_ms());
+        let producers = ProducerTable::new(self.settings.producer_expiration_ms);
+        let parts = (log, producers, EpochCache::new());
+        Ok(state.insert(|slot| Partition::new(id, slot, directory, config, leader_epoch, parts, lsn)))
+    }
+
+    /// Removes a partition: what is staged is refused, a DROP entry is made durable, the directory gets a `-delete`
+    /// name and goes after `file.delete.delay.ms`.
+    pub async fn delete_partition(&self, id: &PartitionId) -> Result<(), StorageError> {
+        let Some(slot) = self.partition(id) else { return Ok(()) };
+        self.begin_delete(slot);
+        loop {
+            let seen = self.progress.count();
+            if self.life.get() != Life::Running && self.life.get() != Life::Stopping {
+                return Err(StorageError::Stopping);
+            }
+            {
+                let state = self.state.borrow();
+                let Some(partition) = state.get(slot) else { return Ok(()) };
+                let busy = partition.writers.iter().any(|writer| writer.is_busy());
+                if partition.dropped && !busy && !partition.allocating && !partition.bulk_writing() {
+                    break;
+                }
+            }
+            self.progress.after(seen).await;
+        }
+        let (directory, delay) = {
+            let mut state = self.state.borrow_mut();
+            let Some(partition) = state.remove(slot) else { return Ok(()) };
+            let unfilled = partition.unfilled..partition.chunks_end();
+            for number in unfilled {
+                if let Some(chunk) = partition.chunk(number) {
+                    state.buffers.filled(chunk.buffer);
+                }
+            }
+            (partition.directory.clone(), partition.config.file_delete_delay_ms.max(0) as u64)
+        };
+        self.reader.forget(&format!("{directory}/"));
+        let number = self.disk.monotonic().as_nanos();
+        let grave = format!("{directory}.{:x}-{number:x}-delete", self.settings.incarnation.0);
+        let failed = |error| StorageError::Io(format!("removing {directory}"), error);
+        self.disk.rename(&directory, &grave).await.map_err(failed)?;
+        self.disk.sync_directory("").await.map_err(failed)?;
+        let at = self.disk.monotonic() + Duration::from_millis(delay);
+        self.state.borrow_mut().graves.push((at, grave));
+        self.upkeep.notify();
+        Ok(())
+    }
+
+    fn begin_delete(&self, slot: Slot) {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let Some(partition) = state.get_mut(slot) else { return };
+        if partition.deleting {
+            return;
+        }
+        partition.deleting = true;
+        partition.held = None;
+        let gone = Err(ErrorCode::UnknownTopicOrPartition);
+        let staged: Vec<_> = partition.staged.drain(..).collect();
+        let bytes: usize = staged.iter().map(|staged| staged.bytes.len()).sum();
+        partition.staged_bytes = 0;
+        let mut answers: Vec<_> = partition.waiters.drain(..).map(|(_, token)| (token, gone)).collect();
+        answers.extend(partition.bulk.drain(..).flat_map(|bulk| bulk.tokens).map(|token| (token, gone)));
+        answers.extend(partition.notes.drain(..).filter_map(|(_, token)| token).map(|token| (token, gone)));
+        partition.notes.push_back((Note::Drop, None));
+        state.staged_bytes -= bytes;
+        state.staged_batches -= staged.len();
+        answers.extend(staged.into_iter().map(|staged| (staged.token, gone)));
+        state.ready.append(&mut answers);
+        state.mark_dirty(slot);
+        drop(guard);
+        self.work.notify();
+    }
+
+    /// The read that [`read`](Self::read) could not answer from memory. Empty when the log start has passed it by.
+    pub async fn read_disk(&self, read: DiskRead) -> Result<Slices<D::Buffer>, ReadError> {
+        let mut at_segment = None;
+        loop {
+            let (view, slot) = {
+                let state = self.state.borrow();
+                let Some(partition) = state.get(read.slot) else { return Err(ReadError::Gone) };
+                if partition.offline.is_some() {
+                    return Err(ReadError::Offline);
+                }
+                if read.offset < partition.log_start {
+                    return Err(ReadError::OffsetOutOfRange);
+                }
+                let Some(at) = partition.log.segment_of(read.offset) else {
+                    return Err(ReadError::OffsetOutOfRange);
+                };
+                // A compacted segment may end before the offset: then the next one has it.
+                let at = at_segment.map_or(at, |past: usize| past + 1);
+                if at >= partition.log.segments().len() {
+                    return Ok(Slices::default());
+                }
+                at_segment = Some(at);
+                (partition.view(at), read.slot)
+            };
+            if view.len == 0 {
+                return Ok(Slices::default());
+            }
+            let fits = |offset: Offset, epoch: LeaderEpoch| {
+                let state = self.state.borrow();
+                let known = state.get(slot).and_then(|partition| partition.epochs.epoch_for(offset));
+                // Below the first known epoch nothing can be said.
+                known.is_none_or(|known| known == epoch)
+            };
+            let found = self.reader.read(&view, read.offset, read.bytes_max, read.at_least_one, &fits).await;
+            match found {
+                Ok(slices) if slices.is_empty() && !view.contiguous => continue,
+                Ok(slices) => return Ok(slices),
+                Err(error) => return Err(self.read_failed(slot, read.offset, error)),
+            }
+        }
+    }
+
+    /// What a failed read means: it was overtaken by retention, the data is corrupt, or the disk failed.
+    fn read_failed(&self, slot: Slot, offset: Offset, error: SegmentError) -> ReadError {
+        {
+            let state = self.state.borrow();
+            let Some(partition) = state.get(slot) else { return ReadError::Gone };
+            if partition.deleting {
+                return ReadError::Gone;
+            }
+            if offset < partition.log_start {
+                return ReadError::OffsetOutOfRange;
+            }
+        }
+        let text = error.to_string();
+        let answer = match error {
+            SegmentError::Corrupt { .. } => ReadError::Corrupt,
+            SegmentError::Io { .. } => ReadError::Io,
+        };
+        self.state.borrow_mut().read_faults.push(text);
+        answer
+    }
+
+    /// What reads found wrong since the last call, with file and position, for the log.
+    pub fn take_read_faults(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.borrow_mut().read_faults)
+    }
+
+    /// The first record whose timestamp is at least `timestamp`, below the high watermark.
+    pub async fn offset_for_timestamp(
+        &self,
+        slot: Slot,
+        timestamp: Timestamp,
+    ) -> Result<Option<FoundRecord>, ReadError> {
+        for (view, max_timestamp) in self.views(slot)? {
+            // A segment's greatest timestamp is an upper bound.
+            if max_timestamp < timestamp.0 {
+                continue;
+            }
+            let from = self.log_start(slot)?;
+            let found = self.reader.offset_for_timestamp(&view, timestamp, from).await;
+            match found {
+                Ok(Some(found)) => return Ok(Some(record(found))),
+                Ok(None) => {}
+                Err(error) => return Err(self.read_failed(slot, view.base_offset, error)),
+            }
+        }
+        self.search_cache(slot, |at| at >= timestamp.0, true)
+    }
+
+    /// The first record that has the greatest timestamp below the high watermark (KIP-734).
+    pub async fn max_timestamp(&self, slot: Slot) -> Result<Option<FoundRecord>, ReadError> {
+        let mut best: Option<FoundRecord> = None;
+        for (view, max_timestamp) in self.views(slot)? {
+            if best.is_some_and(|(_, at, _)| at.0 >= max_timestamp) {
+                continue;
+            }
+            match self.reader.max_timestamp(&view).await {
+                Ok(Some(found)) if best.is_none_or(|(_, at, _)| found.timestamp > at) => {
+                    best = Some(record(found))
+                }
+                Ok(_) => {}
+                Err(error) => return Err(self.read_failed(slot, view.base_offset, error)),
+            }
+        }
+        let floor = best.map_or(-1, |(_, at, _)| at.0);
+        let cached = self.search_cache_max(slot, floor)?;
+        Ok(cached.or(best))
+    }
+
+    fn log_start(&self, slot: Slot) -> Result<Offset, ReadError> {
+        self.state.borrow().get(slot).map(|partition| partition.log_start).ok_or(ReadError::Gone)
+    }
+
+    /// Segments as they are on disk, oldest first, with their greatest timestamps.
+    fn views(&self, slot: Slot) -> Result<Vec<(SegmentView, i64)>, ReadError> {
+        let state = self.state.borrow();
+        let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
+        if partition.offline.is_some() {
+            return Err(ReadError::Offline);
+        }
+        let segments = partition.log.segments().iter().enumerate();
+        let views = segments.map(|(at, segment)| (partition.view(at), segment.max_timestamp));
+        Ok(views.filter(|(view, _)| view.len > 0 && view.end_offset > partition.log_start).collect())
+    }
+
+    /// The first record in memory, past what is on disk, whose timestamp is accepted.
+    fn search_cache(
+        &self,
+        slot: Slot,
+        accept: impl Fn(i64) -> bool,
+        skip_by_header: bool,
+    ) -> Result<Option<FoundRecord>, ReadError> {
+        let batches = self.unfilled_batches(slot, |max| !skip_by_header || accept(max))?;
+        for bytes in batches {
+            let Some(Ok(batch)) = Batches::new(&bytes).next() else { return Err(ReadError::Corrupt) };
+            let header = batch.header;
+            let records = batch.records(DECOMPRESSED_BYTES_MAX).map_err(|_| ReadError::Corrupt)?;
+            for record in &records {
+                let record = record.map_err(|_| ReadError::Corrupt)?;
+                if accept(record.timestamp) && record.offset >= self.log_start(slot)?.0 {
+                    let epoch = LeaderEpoch(header.partition_leader_epoch);
+                    return Ok(Some((Offset(record.offset), Timestamp(record.timestamp), epoch)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn search_cache_max(&self, slot: Slot, floor: i64) -> Result<Option<FoundRecord>, ReadError> {
+        let greatest = {
+            let state = self.state.borrow();
+            let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
+            let below = partition.high_watermark;
+            let unfilled = partition.chunks.iter().filter(|chunk| chunk.base_offset >= partition.filled.end);
+            let headers = unfilled.flat_map(|chunk| chunk.headers().map(|(_, header)| header));
+            headers.filter(|header| header.last_offset() < below.0).map(|header| header.max_timestamp).max()
+        };
+        match greatest {
+            Some(greatest) if greatest > floor => self.search_cache(slot, |at| at == greatest, true),
+            _ => Ok(None),
+        }
+    }
+
+    /// Copies of batches that are in memory and not on disk, below the high watermark, whose greatest timestamp is
+    /// accepted.
+    fn unfilled_batches(&self, slot: Slot, accept: impl Fn(i64) -> bool) -> Result<Vec<Vec<u8>>, ReadError> {
+        let state = self.state.borrow();
+        let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
+        let mut found = Vec::new();
+        for chunk in partition.chunks.iter().filter(|chunk| chunk.base_offset >= partition.filled.end) {
+            for (_, header) in chunk.headers() {
+                if header.last_offset() < partition.high_watermark.0 && accept(header.max_timestamp) {
+                    let want = Want {
+                        offset: Offset(header.base_offset),
+                        below: partition.high_watermark,
+                        bytes_max: 0,
+                        at_least_one: true,
+                    };
+                    found.push(cache::read(&partition.chunks, &want).to_vec());
+                    // The first that holds one is enough, unless its greatest timestamp is not what it seems.
+                    if found.len() >= 4 {
+                        return Ok(found);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl<D: Disk, T> Partition<D, T> {
+    /// Whether a write or sync of bulk may be in flight though nobody waits for it any more.
+    fn bulk_writing(&self) -> bool {
+        self.writers.iter().any(|writer| writer.is_busy())
+    }
+}
+
+fn record(found: Found) -> FoundRecord {
+    (found.offset, found.timestamp, found.leader_epoch)
+}
+
+/// Content of `partition.metadata`, as Kafka writes it.
+pub(crate) fn partition_metadata(id: PartitionId) -> String {
+    format!("version: 0\ntopic_id: {}\n", id.topic)
+}
+
+/// Makes the directory of a new partition durable. What bears its name already is of an older topic, or of a creation
+/// that a crash cut short: it goes.
+pub(crate) async fn make_directory<D: Disk>(
+    disk: &D,
+    id: PartitionId,
+    directory: &str,
+) -> std::io::Result<()> {
+    if disk.list(directory).await.is_ok() {
+        let grave = format!("{directory}.{:x}-delete", disk.monotonic().as_nanos());
+        disk.rename(directory, &grave).await?;
+        disk.sync_directory("").await?;
+        disk.remove_directory(&grave).await?;
+    }
+    disk.create_directory(directory).await?;
+    disk.write_file(&format!("{directory}/partition.metadata"), partition_metadata(id).as_bytes(), true)
+        .await?;
+    let path = format!("{}.log", segment_path(directory, Offset(0)));
+    disk.open(&path, OpenMode { create_new: true, write: true, synchronous: false }).await?;
+    disk.sync_directory(directory).await?;
+    disk.sync_directory("").await
+}

@@ -1,0 +1,640 @@
+//! What happens behind the commit loop: fills, checkpoints, rolled segments closed, retention, journal files ready.
+//!
+//! One task, one thing at a time; it sleeps without a timer while nothing is dirty, but for the retention check.
+//!
+//! ```text
+//!   checkpoint: fill what is durable ─▶ snapshot ─▶ sync segments, directories ─▶ write, sync, rename, sync directory
+//!               ─▶ remove the one before ─▶ free journal files
+//! ```
+//!
+//! Invariants: a snapshot says only what completed writes hold and the sync after it makes durable; a journal file is
+//! freed only by a checkpoint that is durable; a segment is unlinked only when LOG_START is durable.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use flumen_core::journal::{CheckpointPlan, checkpoint_due};
+use flumen_core::limits::{BULK_BYTES_PER_CHECKPOINT, FILL_BYTES_MIN, FILL_WRITE_BYTES_MAX, FILLS_MAX};
+use flumen_core::types::{Lsn, Offset};
+use futures_util::future::select;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use crate::api::{JournalFault, Slot};
+use crate::checkpoint::{Checkpoint, Record, checkpoint_name};
+use crate::disk::{Disk, File};
+use crate::engine::{Engine, Life, planted};
+use crate::partition::{Filled, Note, Partition, segment_path};
+
+/// What a checkpoint needs beside the bytes of its file.
+struct Snapshot<D: Disk> {
+    checkpoint: Checkpoint,
+    /// Groups up to this one are needed by no partition.
+    covered: Lsn,
+    directories: Vec<Rc<str>>,
+    /// Files written since the last checkpoint.
+    files: Vec<(Slot, Offset, Rc<D::File>)>,
+}
+
+/// A write of a fill, planned.
+struct Fill<D: Disk> {
+    base: Offset,
+    file: Rc<D::File>,
+    buffer: Rc<D::Buffer>,
+    position: u64,
+    bytes: usize,
+}
+
+impl<D: Disk, T: 'static> Engine<D, T> {
+    /// Runs until the engine has stopped or is at fault.
+    pub async fn run_maintenance(&self) {
+        let mut checkpoint_number = 0;
+        let mut retention_at = self.disk.monotonic() + self.settings.retention_interval;
+        loop {
+            if matches!(self.life.get(), Life::Stopped | Life::Faulted) {
+                return;
+            }
+            if self.life.get() == Life::Stopping && self.is_drained() {
+                self.finish(&mut checkpoint_number).await;
+                return;
+            }
+            self.keep_journal_ready().await;
+            self.fill_due().await;
+            if self.is_checkpoint_due() {
+                self.checkpoint(&mut checkpoint_number).await;
+            }
+            self.close_rolled().await;
+            let retention_due = self.disk.monotonic() >= retention_at;
+            if retention_due {
+                retention_at = self.disk.monotonic() + self.settings.retention_interval;
+            }
+            self.retain(retention_due).await;
+            self.bury().await;
+            self.rest(retention_at).await;
+        }
+    }
+
+    /// Waits for something to do.
+    async fn rest(&self, retention_at: Duration) {
+        let now = self.disk.monotonic();
+        let mut until = retention_at;
+        {
+            let state = self.state.borrow();
+            if let Some(since) = state.dirty_since {
+                until = until.min(since + self.settings.checkpoint_interval);
+            }
+            if let Some(at) = state.graves.iter().map(|(at, _)| *at).min() {
+                until = until.min(at);
+            }
+        }
+        let sleep = std::pin::pin!(self.disk.sleep(until.saturating_sub(now)));
+        select(self.upkeep.wait(), sleep).await;
+    }
+
+    /// Makes the journal's first files. Appends are answered [`AppendError::Full`](crate::AppendError::Full) before.
+    pub async fn prepare(&self) {
+        self.keep_journal_ready().await;
+    }
+
+    /// A free journal file stands ready before it is needed.
+    async fn keep_journal_ready(&self) {
+        while self.state.borrow().journal.is_short() {
+            match self.create_journal_file().await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(fault) => {
+                    self.fail(fault);
+                    break;
+                }
+            }
+        }
+        self.settle_soon();
+        self.progress.notify();
+    }
+
+    /// The journal is at fault, seen from here: the commit loop ends with it.
+    fn fail(&self, fault: JournalFault) {
+        self.life.set(Life::Faulted);
+        self.state.borrow_mut().fault.get_or_insert(fault);
+        self.work.notify();
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let state = self.state.borrow();
+        let now = self.disk.monotonic();
+        let plan = CheckpointPlan {
+            journal_bytes: state.journal.bytes_since_checkpoint,
+            bulk_bytes: state.bulk_bytes_since_checkpoint,
+            staged_bytes: state.buffers.pinned_bytes(),
+            files_free: state.journal.free_count(),
+            dirty_ms: state.dirty_since.map(|since| now.saturating_sub(since).as_millis() as u64),
+        };
+        let interval = self.settings.checkpoint_interval.as_millis() as u64;
+        let (bytes, staged_max) = (self.settings.checkpoint_bytes, self.settings.staged_bytes_max);
+        let wanted = state.checkpoint_wanted && plan.dirty_ms.is_some();
+        wanted || checkpoint_due(&plan, bytes, BULK_BYTES_PER_CHECKPOINT, staged_max, interval)
+    }
+
+    /// Fills partitions that have much in memory, or that bulk waits for, or all when the cache is over its bound.
+    async fn fill_due(&self) {
+        let due: Vec<Slot> = {
+            let mut state = self.state.borrow_mut();
+            let over = state.evict(self.settings.cache_bytes_max);
+            if !std::mem::take(&mut state.fill_due) && !over {
+                return;
+            }
+            let all = state.slots().into_iter();
+            all.filter(|slot| {
+                state.get(*slot).is_some_and(|partition| {
+                    partition.fill_wanted || over || partition.unfilled_bytes >= FILL_BYTES_MIN
+                })
+            })
+            .collect()
+        };
+        self.fill_all(due).await;
+        self.state.borrow_mut().evict(self.settings.cache_bytes_max);
+        self.settle_soon();
+    }
+
+    /// Fills partitions, several at a time.
+    async fn fill_all(&self, slots: Vec<Slot>) {
+        let mut slots = slots.into_iter();
+        let mut tasks = FuturesUnordered::new();
+        loop {
+            while tasks.len() < FILLS_MAX {
+                let Some(slot) = slots.next() else { break };
+                tasks.push(Box::pin(self.fill(slot)));
+            }
+            if tasks.next().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Writes what is durable of a partition to its segments.
+    async fn fill(&self, slot: Slot) {
+        loop {
+            let planned = {
+                let mut state = self.state.borrow_mut();
+                let durable = state.journal.durable_lsn;
+                let Some(partition) = state.get_mut(slot) else { return };
+                partition.fill_wanted = false;
+                let planned =
+                    partition.plan_fill(&self.disk, durable, planted!(self.settings, TailPrefixLost));
+                state.metrics.filled_bytes += planned.as_ref().map_or(0, |fill| fill.bytes as u64);
+                planned
+            };
+            let Some(fill) = planned else { break };
+            if let Err(error) = fill.file.write_at(fill.buffer, fill.position).await {
+                self.segment_fault(slot, fill.base, "write", &error);
+                return;
+            }
+            let mut guard = self.state.borrow_mut();
+            let state = &mut *guard;
+            let Some((partition, buffers, journal)) = state.with(slot) else { return };
+            if let Some(writer) = partition.writer_mut(fill.base) {
+                writer.fill_done();
+                writer.unsynced = true;
+            }
+            partition.advance_filled(journal.durable_lsn, buffers);
+        }
+        // Bulk may have waited for the fill.
+        self.state.borrow_mut().mark_dirty(slot);
+        self.work.notify();
+        self.progress.notify();
+    }
+
+    /// Makes a checkpoint and frees what it covers. What fails leaves the one before in force.
+    async fn checkpoint(&self, number: &mut u64) {
+        let started = self.disk.monotonic();
+        let pretend = planted!(self.settings, CheckpointBeforeFill);
+        if !pretend {
+            let unfilled: Vec<Slot> = {
+                let state = self.state.borrow();
+                let wants =
+                    |slot: &Slot| state.get(*slot).is_some_and(|p| p.has_unfilled() && p.offline.is_none());
+                state.slots().into_iter().filter(wants).collect()
+            };
+            self.fill_all(unfilled).await;
+        }
+        if self.life.get() == Life::Faulted {
+            return;
+        }
+        *number += 1;
+        let snapshot = self.snapshot(*number, pretend);
+        let early = planted!(self.settings, JournalFreedEarly);
+        if early {
+            self.state.borrow_mut().journal.release(snapshot.covered);
+        }
+        let unsynced = planted!(self.settings, CheckpointBeforeSync);
+        if !unsynced && !self.sync_segments(&snapshot).await {
+            // Partitions went offline: what was said of them is not true. Another attempt says less.
+            self.mark_unclean();
+            let mut state = self.state.borrow_mut();
+            for slot in state.slots() {
+                if let Some(partition) = state.get_mut(slot) {
+                    partition.directory_dirty |= snapshot.directories.contains(&partition.directory);
+                }
+            }
+            return;
+        }
+        match self.write_checkpoint(&snapshot.checkpoint).await {
+            Ok(()) => self.covered(snapshot.covered, started),
+            Err(error) => {
+                let mut state = self.state.borrow_mut();
+                state.metrics.checkpoints_failed += 1;
+                state.journal.disk_full |= error.kind() == io::ErrorKind::StorageFull;
+                drop(state);
+                self.mark_unclean();
+            }
+        }
+    }
+
+    fn mark_unclean(&self) {
+        let now = self.disk.monotonic();
+        self.state.borrow_mut().dirty_since.get_or_insert(now);
+    }
+
+    fn covered(&self, covered: Lsn, started: Duration) {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        state.journal.release(covered);
+        if state.journal.free_count() > 0 {
+            state.journal.disk_full = false;
+        }
+        state.metrics.checkpoints += 1;
+        let took = self.disk.monotonic().saturating_sub(started);
+        state.metrics.checkpoint_micros += took.as_micros() as u64;
+        state.evict(self.settings.cache_bytes_max);
+        drop(guard);
+        self.settle_soon();
+        self.progress.notify();
+    }
+
+    /// What every partition's segments hold now. Nothing that a write in flight brings is in it.
+    fn snapshot(&self, number: u64, pretend: bool) -> Snapshot<D> {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let durable = state.journal.durable_lsn;
+        let mut covered = durable;
+        let (mut records, mut directories, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        for slot in state.slots() {
+            let Some(partition) = state.get_mut(slot) else { continue };
+            let record = match &partition.frozen {
+                Some(record) => (**record).clone(),
+                None => {
+                    let lsn = if pretend { durable } else { partition.covered(durable) };
+                    covered = covered.min(lsn);
+                    partition.record(self.settings.incarnation, lsn, pretend)
+                }
+            };
+            records.push(record);
+            if std::mem::take(&mut partition.directory_dirty) {
+                directories.push(partition.directory.clone());
+            }
+            for writer in partition.writers.iter_mut().filter(|writer| writer.unsynced) {
+                writer.unsynced = false;
+                files.extend(writer.file.clone().map(|file| (slot, writer.base, file)));
+            }
+        }
+        state.dirty_since = (covered < durable).then(|| self.disk.monotonic());
+        files.append(&mut state.closed);
+        state.checkpoint_wanted = false;
+        state.journal.bytes_since_checkpoint = 0;
+        state.bulk_bytes_since_checkpoint = 0;
+        let checkpoint = Checkpoint {
+            incarnation: self.settings.incarnation,
+            shard: self.settings.shard.0,
+            number,
+            durable_lsn: durable,
+            records,
+        };
+        Snapshot { checkpoint, covered, directories, files }
+    }
+
+    /// Makes fills durable, with the directories of new segments. `false` when some partition went offline.
+    async fn sync_segments(&self, snapshot: &Snapshot<D>) -> bool {
+        let mut sound = true;
+        if self.disk.sync_all().await.is_err() {
+            // Which file it was, each says itself: every one was written through the handle that is asked.
+            for (slot, base, file) in &snapshot.files {
+                if let Err(error) = file.sync().await {
+                    self.segment_fault(*slot, *base, "sync", &error);
+                    sound = false;
+                }
+            }
+        }
+        if planted!(self.settings, DirectoryNotSynced) {
+            return sound;
+        }
+        for directory in &snapshot.directories {
+            if let Err(error) = self.disk.sync_directory(directory).await {
+                let slots: Vec<Slot> = {
+                    let state = self.state.borrow();
+                    let same = |slot: &Slot| state.get(*slot).is_some_and(|p| p.directory == *directory);
+                    state.slots().into_iter().filter(same).collect()
+                };
+                for slot in slots {
+                    self.take_offline(slot, format!("sync of directory {directory} failed: {error}"));
+                }
+                sound = false;
+            }
+        }
+        sound
+    }
+
+    async fn write_checkpoint(&self, checkpoint: &Checkpoint) -> io::Result<()> {
+        let (incarnation, shard, number) = (checkpoint.incarnation, checkpoint.shard, checkpoint.number);
+        write_checkpoint(&self.disk, checkpoint).await?;
+        if number > 1 {
+            let before = format!("checkpoint/{}", checkpoint_name(incarnation, shard, number - 1));
+            // One that was never written is no loss, nor one that stays: recovery takes the newest.
+            self.disk.remove_file(&before).await.ok();
+        }
+        Ok(())
+    }
+
+    /// Cuts rolled segments to their true length and writes their indexes, once all of them is on disk.
+    async fn close_rolled(&self) {
+        for slot in self.with_rolled() {
+            loop {
+                let closing = {
+                    let mut state = self.state.borrow_mut();
+                    state.get_mut(slot).and_then(Partition::closable)
+                };
+                let Some((base, file, size, index)) = closing else { break };
+                let path = {
+                    let state = self.state.borrow();
+                    let Some(partition) = state.get(slot) else { break };
+                    segment_path(&partition.directory, base)
+                };
+                if let Some(file) = &file
+                    && let Err(error) = file.truncate(size).await
+                {
+                    self.segment_fault(slot, base, "truncation", &error);
+                    break;
+                }
+                index.borrow_mut().close();
+                let whole = index.borrow().clone();
+                if whole.covered_from() == 0 {
+                    // Purely derived: where it cannot be written now, it is rebuilt when it is needed.
+                    self.reader.write_index(&path, &whole).await.ok();
+                }
+                let mut state = self.state.borrow_mut();
+                let Some(partition) = state.get_mut(slot) else { break };
+                partition.writers.pop_front();
+                partition.indexes.pop_front();
+                // The next checkpoint relies on its writes: the handle that made them is kept until then.
+                state.closed.extend(file.map(|file| (slot, base, file)));
+                state.dirty_since.get_or_insert(self.disk.monotonic());
+            }
+        }
+    }
+
+    fn with_rolled(&self) -> Vec<Slot> {
+        let state = self.state.borrow();
+        let rolled =
+            |slot: &Slot| state.get(*slot).is_some_and(|p| p.writers.len() > 1 && p.offline.is_none());
+        state.slots().into_iter().filter(rolled).collect()
+    }
+
+    /// Retention: log starts move up, and what lies below a durable log start is unlinked.
+    async fn retain(&self, due: bool) {
+        let now_ms = self.disk.now_ms();
+        let slots = self.state.borrow().slots();
+        for slot in slots {
+            let early = planted!(self.settings, UnlinkBeforeLogStart);
+            if due {
+                self.raise_log_start(slot, now_ms, early);
+            }
+            let (directory, gone) = {
+                let mut state = self.state.borrow_mut();
+                let Some(partition) = state.get_mut(slot) else { continue };
+                let gone = partition.take_deletable(early);
+                state.metrics.segments_deleted += gone.len() as u64;
+                let Some(partition) = state.get_mut(slot) else { continue };
+                (partition.directory.clone(), gone)
+            };
+            for base in gone {
+                self.unlink(&segment_path(&directory, base)).await;
+            }
+        }
+    }
+
+    /// Journals a new log start where retention allows one, and rolls where the active segment's time is over.
+    fn raise_log_start(&self, slot: Slot, now_ms: i64, early: bool) {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let Some(partition) = state.get_mut(slot) else { return };
+        if partition.offline.is_some() || partition.deleting || partition.held.is_some() {
+            return;
+        }
+        partition.producers.expire(now_ms);
+        let config = partition.config.clone();
+        let deletable = partition.log.deletable(now_ms, &config, partition.high_watermark);
+        let roll =
+            deletable.is_some_and(|deletable| deletable.roll) || partition.log.roll_due(now_ms, &config);
+        if roll && let Some(base) = partition.log.roll(now_ms) {
+            partition.begin_segment(base);
+            state.want_space(slot);
+            self.space_work.notify();
+        }
+        let Some(partition) = state.get_mut(slot) else { return };
+        let to = deletable.map_or(Offset(0), |deletable| deletable.log_start);
+        if to > partition.log_start_wanted {
+            partition.log_start_wanted = to;
+            partition.notes.push_back((Note::LogStart(to), None));
+            if early {
+                partition.log.advance_log_start(to);
+            }
+            state.mark_dirty(slot);
+            self.work.notify();
+        }
+    }
+
+    /// Removes the files of a segment. What cannot be removed is removed at the next start.
+    async fn unlink(&self, path: &str) {
+        self.reader.forget(path);
+        for extension in ["log", "index", "timeindex", "txnindex", "snapshot"] {
+            self.disk.remove_file(&format!("{path}.{extension}")).await.ok();
+        }
+    }
+
+    /// Removes directories of deleted partitions whose time has come.
+    async fn bury(&self) {
+        let now = self.disk.monotonic();
+        let due: Vec<String> = {
+            let mut state = self.state.borrow_mut();
+            let (due, later) = std::mem::take(&mut state.graves).into_iter().partition(|(at, _)| *at <= now);
+            state.graves = later;
+            let due: Vec<(Duration, String)> = due;
+            due.into_iter().map(|(_, path)| path).collect()
+        };
+        for path in due {
+            self.disk.remove_directory(&path).await.ok();
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        let state = self.state.borrow();
+        let idle = |slot: &Slot| {
+            state.get(*slot).is_none_or(|partition| {
+                partition.offline.is_some()
+                    || partition.staged.is_empty()
+                        && partition.bulk.is_empty()
+                        && partition.notes.is_empty()
+                        && partition.durable_end >= partition.log.log_end()
+            })
+        };
+        state.slots().iter().all(idle)
+    }
+
+    /// The clean end: everything in segments of their true length, and a last checkpoint.
+    async fn finish(&self, number: &mut u64) {
+        self.checkpoint(number).await;
+        self.close_rolled().await;
+        let open: Vec<(Rc<D::File>, u64)> = {
+            let mut state = self.state.borrow_mut();
+            let mut open = Vec::new();
+            for slot in state.slots() {
+                let Some(partition) = state.get_mut(slot) else { continue };
+                let size = partition.log.active().size;
+                let idle = partition.offline.is_none() && !partition.allocating && !partition.has_unfilled();
+                if let Some(writer) = partition.writers.back_mut()
+                    && idle
+                    && writer.allocated > size
+                {
+                    open.extend(writer.file.clone().map(|file| (file, size)));
+                }
+            }
+            open
+        };
+        for (file, size) in open {
+            // Space that is not given back is cut off at the next start.
+            file.truncate(size).await.ok();
+        }
+        if self.life.get() != Life::Faulted {
+            self.life.set(Life::Stopped);
+        }
+        for signal in [&self.work, &self.bulk_work, &self.space_work, &self.upkeep] {
+            signal.notify();
+        }
+        self.progress.notify();
+    }
+}
+
+/// Writes a checkpoint so that it is there whole or not at all.
+pub(crate) async fn write_checkpoint<D: Disk>(disk: &D, checkpoint: &Checkpoint) -> io::Result<()> {
+    let name = checkpoint_name(checkpoint.incarnation, checkpoint.shard, checkpoint.number);
+    let (temporary, path) = (format!("checkpoint/{name}.tmp"), format!("checkpoint/{name}"));
+    disk.write_file(&temporary, &checkpoint.encode(), true).await?;
+    disk.rename(&temporary, &path).await?;
+    disk.sync_directory("checkpoint").await
+}
+
+impl<D: Disk, T> Partition<D, T> {
+    /// The next write of a fill: durable chunks of one segment, or a partial block that only bulk left.
+    fn plan_fill(&mut self, disk: &D, durable: Lsn, lose_prefix: bool) -> Option<Fill<D>> {
+        if self.offline.is_some() {
+            return None;
+        }
+        for at in 0..self.writers.len() {
+            let base = self.writers[at].base;
+            let mut parts = Vec::new();
+            let mut bytes = 0;
+            let mut next = self.unwritten;
+            while bytes < FILL_WRITE_BYTES_MAX {
+                let Some(chunk) = self.chunk(next).filter(|chunk| chunk.segment_base == base) else { break };
+                if chunk.lsn > durable {
+                    break;
+                }
+                parts.push(chunk.body.clone());
+                bytes += chunk.len();
+                next += 1;
+            }
+            let writer = &mut self.writers[at];
+            if parts.is_empty() && !writer.has_unwritten_partial() {
+                continue;
+            }
+            if writer.is_busy() {
+                return None;
+            }
+            let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_slice()).collect();
+            let write = writer.fill(disk, &parts, lose_prefix);
+            let file = writer.file.clone().expect("a writer that takes a fill is open");
+            self.unwritten = next;
+            return Some(Fill { base, file, buffer: Rc::new(write.buffer), position: write.position, bytes });
+        }
+        None
+    }
+
+    /// The oldest segment, when it was rolled and all of it is on disk.
+    #[allow(clippy::type_complexity)]
+    fn closable(
+        &mut self,
+    ) -> Option<(Offset, Option<Rc<D::File>>, u64, Rc<std::cell::RefCell<crate::segment::SegmentIndex>>)>
+    {
+        let writer = self.writers.front()?;
+        if self.writers.len() < 2 || writer.is_busy() || self.offline.is_some() || self.allocating {
+            return None;
+        }
+        let segment = self.log.segments().iter().find(|segment| segment.base_offset == writer.base)?;
+        let filled_past = self.filled.segment_base > writer.base
+            || (self.filled.segment_base == writer.base && self.filled.position == segment.size);
+        let held_here = self.held.as_ref().is_some_and(|held| held.mark.active_base() <= writer.base);
+        if writer.written() < segment.size || !filled_past || held_here {
+            return None;
+        }
+        Some((writer.base, writer.file.clone(), segment.size, self.indexes.front()?.clone()))
+    }
+
+    /// Segments wholly below the durable log start, closed; the log forgets them.
+    fn take_deletable(&mut self, early: bool) -> Vec<Offset> {
+        if self.offline.is_some() || self.held.is_some() {
+            return Vec::new();
+        }
+        let segments = self.log.segments();
+        if !early && segments.get(1).is_none_or(|second| second.base_offset > self.log_start) {
+            return Vec::new();
+        }
+        let open = self.writers.front().map_or(Offset(i64::MAX), |writer| writer.base);
+        let gone = self.log.drop_below_start_before(open);
+        gone.into_iter().map(|segment| segment.base_offset).collect()
+    }
+
+    /// What a checkpoint says of the partition.
+    pub(crate) fn record(
+        &self,
+        incarnation: flumen_core::types::Incarnation,
+        lsn: Lsn,
+        pretend: bool,
+    ) -> Record {
+        let mut filled = self.filled;
+        if pretend
+            && let Some(chunk) = self.chunks.iter().rev().find(|chunk| chunk.last_offset < self.durable_end)
+        {
+            filled = Filled {
+                lsn,
+                end: Offset(chunk.last_offset.0 + 1),
+                segment_base: chunk.segment_base,
+                position: chunk.end_position(),
+            };
+        }
+        let mut producers = self.producers.clone();
+        producers.truncate_to(filled.end);
+        let mut producers = producers.snapshot();
+        producers.written = filled.end.0 > 0;
+        let mut epochs = self.epochs.clone();
+        epochs.truncate_to(filled.end);
+        Record {
+            id: self.id,
+            incarnation,
+            lsn,
+            high_watermark: filled.end.min(self.high_watermark),
+            log: self.log.as_filled(filled.end, filled.segment_base, filled.position),
+            epochs: epochs.entries().to_vec(),
+            producers,
+            offline: None,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Partition directories in recovery: what metadata does not know goes, files are cut to their true ends, what lies
+//! below the log start or was never journalled is removed.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use flumen_core::limits::RECOVERY_DEPTH;
+use flumen_core::types::{Offset, PartitionId};
+use flumen_wire::batch::{BatchHeader, HEADER_LEN, crc_matches};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use super::replay::{ExtentSeen, Replay};
+use super::{KnownPartition, Recovery, RecoveryError, failed};
+use crate::disk::{BLOCK, Buffer, Disk, File, OpenMode};
+use crate::lifecycle::{make_directory, partition_metadata};
+use crate::partition::segment_path;
+
+/// Longest `partition.metadata`.
+const METADATA_BYTES_MAX: u64 = 4096;
+/// Folders that are not partitions.
+const OURS: [&str; 3] = ["journal", "checkpoint", "metadata"];
+
+/// What a directory turned out to be.
+#[derive(Default)]
+struct Settled {
+    changed: bool,
+    /// Damage to what was acknowledged.
+    corrupt: Option<String>,
+}
+
+impl<D: Disk> Recovery<'_, D> {
+    /// A partition of which no checkpoint speaks may never have been whole: its directory must be its own.
+    pub(super) async fn check_new_directories(&mut self) -> Result<(), RecoveryError> {
+        let new: Vec<(PartitionId, String)> = self
+            .replays
+            .values()
+            .filter(|replay| !replay.has_record && replay.offline.is_none())
+            .map(|replay| (replay.id, replay.known.directory.clone()))
+            .collect();
+        for (id, directory) in new {
+            let path = format!("{directory}/partition.metadata");
+            let first = format!("{}.log", segment_path(&directory, Offset(0)));
+            let named = self.disk.read_file(&path, METADATA_BYTES_MAX).await;
+            let is_own = named.is_ok_and(|content| content == partition_metadata(id).as_bytes());
+            let whole = is_own && self.disk.open(&first, OpenMode::default()).await.is_ok();
+            if !whole {
+                // Nothing was acknowledged before the directory was durable.
+                make_directory(self.disk, id, &directory).await.map_err(failed(&directory))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn settle_directories(
+        &mut self,
+        known: &HashMap<PartitionId, KnownPartition>,
+    ) -> Result<(), RecoveryError> {
+        self.remove_strangers(known).await?;
+        let now_ms = self.now_ms;
+        let mut verify_left = self.verify_left;
+        for replay in self.replays.values_mut().filter(|replay| replay.offline.is_none()) {
+            replay.drop_deleted(now_ms);
+            // Extents beyond the budget are found by the reads of consumers.
+            replay.extents.retain(|extent| {
+                let fits = extent.length <= verify_left;
+                verify_left -= if fits { extent.length } else { 0 };
+                fits
+            });
+        }
+        let disk = self.disk;
+        let mut settled = Vec::new();
+        {
+            let mut queue = self.replays.values().filter(|replay| replay.offline.is_none());
+            let mut tasks = FuturesUnordered::new();
+            loop {
+                while tasks.len() < RECOVERY_DEPTH {
+                    let Some(replay) = queue.next() else { break };
+                    tasks.push(async move { (replay.id, settle(disk, replay).await) });
+                }
+                match tasks.next().await {
+                    None => break,
+                    Some(done) => settled.push(done),
+                }
+            }
+        }
+        for (id, outcome) in settled {
+            match outcome {
+                Ok(Settled { changed, corrupt }) => {
+                    if let Some(replay) = self.replays.get_mut(&id) {
+                        replay.directory_changed |= changed;
+                    }
+                    if let Some(reason) = corrupt {
+                        let incarnation = self.settings.incarnation;
+                        self.offline(id, reason, Some(incarnation));
+                    }
+                }
+                Err(reason) => self.offline(id, reason, None),
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories of deleted partitions, and of topics that metadata does not know.
+    async fn remove_strangers(
+        &mut self,
+        known: &HashMap<PartitionId, KnownPartition>,
+    ) -> Result<(), RecoveryError> {
+        let directories: HashSet<&str> = known.values().map(|known| known.directory.as_str()).collect();
+        let mut entries = self.disk.list("").await.map_err(failed("listing the data folder"))?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        for entry in entries.iter().filter(|entry| entry.is_directory) {
+            let name = entry.name.as_str();
+            if OURS.contains(&name) || directories.contains(name) {
+                continue;
+            }
+            let metadata = format!("{name}/partition.metadata");
+            let partition = self.disk.read_file(&metadata, METADATA_BYTES_MAX).await.is_ok();
+            if partition || name.ends_with("-delete") {
+                self.disk.remove_directory(name).await.map_err(failed(name))?;
+            } else {
+                self.findings.push(format!("{name} is none of ours"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes durable which files there are, where that changed.
+    pub(super) async fn sync_directories(&mut self) -> Result<(), RecoveryError> {
+        let changed =
+            self.replays.values().filter(|replay| replay.directory_changed || !replay.touched.is_empty());
+        let changed: Vec<String> = changed.map(|replay| replay.known.directory.clone()).collect();
+        for directory in changed {
+            self.disk.sync_directory(&directory).await.map_err(failed(&directory))?;
+        }
+        Ok(())
+    }
+}
+
+impl Replay {
+    /// Takes out of the log what lies wholly below its start; a log without records begins a new segment.
+    fn drop_deleted(&mut self, now_ms: i64) {
+        if self.log.log_start() == self.log.log_end() && self.log.active().size > 0 {
+            self.log.roll(now_ms);
+        }
+        self.log.drop_below_start();
+    }
+}
+
+/// Brings one directory into the state that the log says.
+async fn settle<D: Disk>(disk: &D, replay: &Replay) -> Result<Settled, String> {
+    let directory = replay.known.directory.as_str();
+    let in_words = |path: &str, error: io::Error| format!("{path}: {error}");
+    let entries = disk.list(directory).await.map_err(|error| in_words(directory, error))?;
+    let mut settled = Settled::default();
+    let segments = replay.log.segments();
+    let mut seen = HashSet::new();
+    for entry in &entries {
+        let path = format!("{directory}/{}", entry.name);
+        let Some((base, extension)) = parse_file_name(&entry.name) else { continue };
+        let segment = segments.iter().find(|segment| segment.base_offset == base);
+        let stale = segment.is_none() || (replay.touched.contains(&base) && extension.ends_with("index"));
+        if stale {
+            disk.remove_file(&path).await.map_err(|error| in_words(&path, error))?;
+            settled.changed = true;
+        } else if let Some(segment) = segment
+            && extension == "log"
+        {
+            seen.insert(base);
+            // What recovery wrote since the listing ended at a whole block.
+            let written = replay.touched.contains(&base);
+            if entry.len > segment.size || written {
+                let mode = OpenMode { write: true, ..OpenMode::default() };
+                let file = disk.open(&path, mode).await.map_err(|error| in_words(&path, error))?;
+                file.truncate(segment.size).await.map_err(|error| in_words(&path, error))?;
+            }
+            if entry.len < segment.size {
+                let text = format!("{path} ends at {}, its true end is {}", entry.len, segment.size);
+                settled.corrupt.get_or_insert(text);
+            }
+        }
+    }
+    for segment in segments.iter().filter(|segment| !seen.contains(&segment.base_offset)) {
+        let path = format!("{}.log", segment_path(directory, segment.base_offset));
+        if segment.size > 0 {
+            settled
+                .corrupt
+                .get_or_insert(format!("{path} is missing, {} bytes of it are known", segment.size));
+            continue;
+        }
+        let mode = OpenMode { create_new: true, write: true, synchronous: false };
+        disk.open(&path, mode).await.map_err(|error| in_words(&path, error))?;
+        settled.changed = true;
+    }
+    for extent in &replay.extents {
+        if settled.corrupt.is_none()
+            && segments.iter().any(|segment| segment.base_offset == extent.segment_base)
+        {
+            let path = format!("{}.log", segment_path(directory, extent.segment_base));
+            settled.corrupt = verify(disk, &path, extent).await.map_err(|error| in_words(&path, error))?;
+        }
+    }
+    Ok(settled)
+}
+
+/// Base offset and extension of a segment's file.
+fn parse_file_name(name: &str) -> Option<(Offset, &str)> {
+    let (digits, extension) = name.split_once('.')?;
+    let digits = (digits.len() == 20).then_some(digits)?;
+    Some((Offset(digits.parse().ok()?), extension))
+}
+
+/// Compares bulk with the headers that were journalled for it. Says where it differs.
+async fn verify<D: Disk>(disk: &D, path: &str, extent: &ExtentSeen) -> io::Result<Option<String>> {
+    let block = BLOCK as u64;
+    let start = extent.position - extent.position % block;
+    let end = extent.position + extent.length;
+    if extent.length == 0 {
+        return Ok(None);
+    }
+    let file = disk.open(path, OpenMode::default()).await?;
+    let len = (end - start).next_multiple_of(block) as usize;
+    let (buffer, content) = file.read_at(start, len).await?;
+    if start + (content as u64) < end {
+        return Ok(Some(format!("{path} ends at {}, bulk reaches to {end}", start + content as u64)));
+    }
+    let bytes = &buffer.as_slice()[(extent.position - start) as usize..(end - start) as usize];
+    let mut at = 0;
+    for header in extent.headers.chunks_exact(HEADER_LEN) {
+        let Ok(size) = BatchHeader::parse(header).map(|header| header.size()) else { break };
+        let Some(batch) = bytes.get(at..at + size) else {
+            // The last one's end is in the journal: its head is compared, reads check the rest.
+            let head = &bytes[at.min(bytes.len())..];
+            let common = head.len().min(HEADER_LEN);
+            let differs = head[..common] != header[..common];
+            let position = extent.position + at as u64;
+            return Ok(
+                differs.then(|| format!("{path} at position {position}: not the batch that was journalled"))
+            );
+        };
+        if batch[..HEADER_LEN] != *header || !crc_matches(batch) {
+            let position = extent.position + at as u64;
+            return Ok(Some(format!("{path} at position {position}: not the batch that was journalled")));
+        }
+        at += size;
+    }
+    Ok(None)
+}
