@@ -1291,7 +1291,7 @@ mod root {
         pub segments: ::planus::alloc::vec::Vec<self::Segment>,
         /// The field `epochs` in the table `Partition`
         pub epochs: ::core::option::Option<::planus::alloc::vec::Vec<self::EpochStart>>,
-        ///  Whether any producer ever wrote with a sequence.
+        ///  Whether the partition ever held a batch, of whatever producer.
         pub producers_written: bool,
         /// The field `producers` in the table `Partition`
         pub producers: ::core::option::Option<::planus::alloc::vec::Vec<self::Producer>>,

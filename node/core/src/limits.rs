@@ -53,6 +53,25 @@ pub const BULK_BYTES_PER_CHECKPOINT: u64 = 1 << 30;
 /// File operations in flight at a time while recovering or checkpointing.
 pub const RECOVERY_DEPTH: usize = 32;
 
+/// Most partitions that all topics together may have. Each costs memory on its shard, a directory and an
+/// entry of every checkpoint.
+pub const PARTITIONS_MAX: usize = 200_000;
+/// Most partitions that one request may create; Kafka's bound.
+pub const PARTITIONS_PER_REQUEST_MAX: usize = 10_000;
+/// Most partitions of one topic: an index has at most five digits, so that directory names fit the file system.
+pub const PARTITIONS_PER_TOPIC_MAX: usize = 100_000;
+/// Longest name of a topic; Kafka's bound: with a partition's number it must fit a file name.
+pub const TOPIC_NAME_BYTES_MAX: usize = 249;
+/// Most settings that one topic or broker may have set. More than there are names.
+pub const OVERRIDES_MAX: usize = 512;
+/// Longest value of a setting, in bytes; Kafka's bound.
+pub const CONFIG_VALUE_BYTES_MAX: usize = 32_767;
+/// Producer ids given to a node at a time; Kafka's number.
+pub const PRODUCER_ID_BLOCK_LEN: i64 = 1_000;
+/// Most partitions that all fetch sessions of one shard remember. A session past it is not made, or is closed:
+/// its client then names its partitions with every request.
+pub const SESSION_PARTITIONS_MAX: usize = 1 << 20;
+
 const _: () = assert!(BLOCK_BYTES.is_power_of_two());
 const _: () = assert!(GROUP_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(GROUP_BYTES_MAX + BLOCK_BYTES <= JOURNAL_FILE_BYTES);
@@ -65,3 +84,8 @@ const _: () = assert!((FILL_WRITE_BYTES_MAX as u64).is_multiple_of(BLOCK_BYTES))
 const _: () =
     assert!(ALLOCATE_BYTES_MIN.is_multiple_of(BLOCK_BYTES) && ALLOCATE_BYTES_MIN <= ALLOCATE_BYTES_MAX);
 const _: () = assert!((BATCH_BYTES_MAX as u64) < SEGMENT_BYTES_MAX);
+const _: () = assert!(PARTITIONS_PER_REQUEST_MAX <= PARTITIONS_PER_TOPIC_MAX);
+const _: () = assert!(PARTITIONS_PER_TOPIC_MAX <= PARTITIONS_MAX);
+const _: () = assert!(TOPIC_NAME_BYTES_MAX + "-99999".len() <= 255);
+const _: () = assert!(crate::config::TOPIC_SETTINGS.len() <= OVERRIDES_MAX);
+const _: () = assert!(crate::config::BROKER_SETTINGS.len() <= OVERRIDES_MAX);

@@ -34,8 +34,7 @@ pub use setting::{Bounds, Kind, Setting, Update, list_items};
 pub use size::{SizeError, parse_size};
 pub use topic::{TOPIC_SETTINGS, TopicSynonym, Unit, topic_synonyms};
 
-/// Longest value of a setting, in bytes; Kafka's limit.
-pub const CONFIG_VALUE_BYTES_MAX: usize = 32_767;
+pub use crate::limits::CONFIG_VALUE_BYTES_MAX;
 
 /// What is wrong with a setting that was given. Its display is the message for whoever gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,5 @@
 mod session;
 
 pub use session::{
-    FetchContext, FetchParams, FetchSessions, Finished, Outcome, SESSION_PARTITIONS_MAX, SessionRequest,
-    TopicKey, Wanted,
+    FetchContext, FetchParams, FetchSessions, Finished, Outcome, SessionRequest, TopicKey, Wanted,
 };

@@ -24,11 +24,8 @@ use std::sync::Arc;
 
 use flumen_wire::ErrorCode;
 
+use crate::limits::SESSION_PARTITIONS_MAX;
 use crate::types::{Offset, TopicId};
-
-/// Most partitions that all sessions of one shard remember. A session past it is not made, or is closed:
-/// its client then names its partitions with every request.
-pub const SESSION_PARTITIONS_MAX: usize = 1 << 20;
 
 /// Epoch of a request that begins a session.
 const INITIAL_EPOCH: i32 = 0;
