@@ -123,7 +123,11 @@ pub fn report_health(health: &[Health], snapshot: &mut Snapshot) {
         let labels = format!("shard=\"{shard}\"");
         let counters = [
             ("flumen_polls_total", "Polls of tasks.", health.polls),
-            ("flumen_stalls_total", "Polls that held their core for 5 ms or more.", health.stalls),
+            (
+                "flumen_stalls_total",
+                "Polls that lasted 5 ms or more, waits for a core included.",
+                health.stalls,
+            ),
             ("flumen_rescues_total", "Times that a shard slept although it had work.", health.rescues),
             ("flumen_isolated_panics_total", "Panics of isolated tasks.", health.isolated_panics),
         ];

@@ -24,7 +24,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -57,6 +57,8 @@ pub(super) struct Door {
     pub(super) pulse: Pulse,
     queue: SegQueue<Arc<TaskWaker>>,
     pending: AtomicBool,
+    /// The kernel's number of the shard's thread, for the watchdog; 0 until it runs.
+    pub(super) thread: AtomicI32,
     /// Waker of the door task. The one waker of glommio's that foreign threads hold: for the life of the process.
     waker: OnceLock<Waker>,
 }
@@ -81,6 +83,7 @@ impl Door {
             pulse: Pulse::default(),
             queue: SegQueue::new(),
             pending: AtomicBool::new(false),
+            thread: AtomicI32::new(0),
             waker: OnceLock::new(),
         }
     }
@@ -112,6 +115,7 @@ impl Home {
         background: glommio::TaskQueueHandle,
     ) -> Rc<Home> {
         let home = Rc::new(Home { door, foreground, background, wakers: RefCell::new(Slab::new()) });
+        home.door.thread.store(crate::sys::thread_id(), Ordering::Relaxed);
         DOOR.set(Arc::as_ptr(&home.door) as usize);
         HOME.with_borrow_mut(|slot| {
             assert!(slot.is_none(), "this thread is the home of another shard");

@@ -253,12 +253,21 @@ impl Seen {
                 pulse.reports.stalls.fetch_add(1, Ordering::Relaxed);
                 self.stall = Some((now - PERIOD, pulse.shard.name.load(Ordering::Relaxed)));
             }
-        } else if self.had_work && self.has_work() {
+        } else if self.had_work && self.has_work() && self.sleeps() {
             pulse.reports.rescues.fetch_add(1, Ordering::Relaxed);
             self.door.ring();
         }
         self.had_work = self.has_work();
         self.had_work
+    }
+
+    /// Whether its thread sleeps, rather than waits for a core on a busy machine. Asked only when it stands still.
+    fn sleeps(&self) -> bool {
+        let thread = self.door.thread.load(Ordering::Relaxed);
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
+        // The state stands after the name, which is in parentheses and may hold anything.
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        matches!(state, None | Some('S'))
     }
 
     fn end_stall(&self, time: Duration, name: u32) {

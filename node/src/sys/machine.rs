@@ -28,6 +28,12 @@ pub fn register_membarrier() {
     }
 }
 
+/// The kernel's number of this thread.
+pub fn thread_id() -> i32 {
+    // SAFETY: a plain query.
+    unsafe { libc::gettid() }
+}
+
 /// A limit of this process: what holds now, and up to what it may raise it itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {

@@ -10,7 +10,8 @@ mod uring;
 pub use file::{FileSystem, file_system, sync_file_system};
 pub use lent::{Lender, Lent, Stable};
 pub use machine::{
-    Limit, Resource, Usage, allowed_cpus, limit, memory_total, raise_limit, register_membarrier, usage,
+    Limit, Resource, Usage, allowed_cpus, limit, memory_total, raise_limit, register_membarrier, thread_id,
+    usage,
 };
 pub use socket::{ListenError, duplicate, listen, listener, send_vectored, stream};
 pub use uring::probe_uring;
