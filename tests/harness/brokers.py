@@ -9,6 +9,7 @@ A broker listens on free loopback ports only, which it keeps over restarts, and 
 own temporary folder.
 """
 
+import ctypes
 import os
 import pathlib
 import shutil
@@ -23,6 +24,12 @@ from . import places, wire
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 LOG_TAIL_LINES = 60
+
+
+def _end_with_parent() -> None:
+    """In the child: a suite that is killed leaves no broker behind."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def free_ports(count: int) -> list[int]:
@@ -46,6 +53,8 @@ class Broker:
 
     name: str
     start_timeout_s: float
+    # What it exits with on SIGTERM.
+    clean_statuses: tuple[int, ...]
 
     def __init__(self, settings: dict[str, str] | None = None, folder: str | None = None):
         self.settings = dict(settings or {})
@@ -64,16 +73,21 @@ class Broker:
 
     def start(self) -> "Broker":
         """Starts the process and waits until it answers ApiVersions and Metadata."""
-        assert self.process is None, "already running"
-        self._prepare()
+        self.launch()
         began = time.monotonic()
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(
-                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
-            )
         self._wait_ready(began + self.start_timeout_s)
         self.started_in_s = time.monotonic() - began
         return self
+
+    def launch(self) -> None:
+        """Starts the process and does not wait for it."""
+        assert self.process is None, "already running"
+        self._prepare()
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+                preexec_fn=_end_with_parent,
+            )  # fmt: skip
 
     def _wait_ready(self, deadline: float) -> None:
         while not wire.answers(self.port):
@@ -159,6 +173,7 @@ class Flumen(Broker):
     """One `flumen-node`."""
 
     name = "flumen"
+    clean_statuses = (0,)
     start_timeout_s = 30.0
 
     def __init__(
@@ -191,6 +206,7 @@ class Kafka(Broker):
     """One Apache Kafka broker that is its own KRaft controller, with its start script's JVM options."""
 
     name = "kafka"
+    clean_statuses = (0, 143)
     start_timeout_s = 120.0
 
     def _prepare(self) -> None:

@@ -17,14 +17,20 @@ NONE = 0
 OFFSET_OUT_OF_RANGE = 1
 CORRUPT_MESSAGE = 2
 UNKNOWN_TOPIC_OR_PARTITION = 3
+NOT_LEADER_OR_FOLLOWER = 6
 MESSAGE_TOO_LARGE = 10
 INVALID_TOPIC_EXCEPTION = 17
+INVALID_REQUIRED_ACKS = 21
+INVALID_TIMESTAMP = 32
 UNSUPPORTED_VERSION = 35
 TOPIC_ALREADY_EXISTS = 36
 INVALID_PARTITIONS = 37
 INVALID_REPLICATION_FACTOR = 38
 UNSUPPORTED_FOR_MESSAGE_FORMAT = 43
 OUT_OF_ORDER_SEQUENCE_NUMBER = 45
+DUPLICATE_SEQUENCE_NUMBER = 46
+INVALID_PRODUCER_EPOCH = 47
+KAFKA_STORAGE_ERROR = 56
 INVALID_RECORD = 87
 
 
@@ -218,30 +224,31 @@ def record(offset_delta: int, value: bytes, key: bytes | None = None) -> bytes:
 def produce_body(
     partitions: list[tuple[str, int, bytes]], acks: int = -1, timeout_ms: int = 10_000
 ) -> bytes:
-    """Produce v3 to v8: one topic entry per partition."""
-    topics = [
-        string(topic) + array([struct.pack(">i", partition) + blob(records)])
-        for topic, partition, records in partitions
-    ]
-    return string(None) + struct.pack(">hi", acks, timeout_ms) + array(topics)
+    """Produce v3 to v8 of `(topic, partition, records)`s."""
+    topics: dict[str, list[bytes]] = {}
+    for topic, partition, records in partitions:
+        topics.setdefault(topic, []).append(struct.pack(">i", partition) + blob(records))
+    entries = [string(topic) + array(of_topic) for topic, of_topic in topics.items()]
+    return string(None) + struct.pack(">hi", acks, timeout_ms) + array(entries)
 
 
 def produce(
     connection: Connection, partitions: list[tuple[str, int, bytes]], acks: int = -1
 ) -> list[tuple[int, int]]:
     """Produce v7; `(error code, base offset)` in the order asked."""
-    return read_produce(connection.call(PRODUCE, 7, produce_body(partitions, acks)))
+    answers = read_produce(connection.call(PRODUCE, 7, produce_body(partitions, acks)))
+    return [answers[topic, partition] for topic, partition, _ in partitions]
 
 
-def read_produce(reader: Reader) -> list[tuple[int, int]]:
-    out = []
+def read_produce(reader: Reader) -> dict[tuple[str, int], tuple[int, int]]:
+    """Produce v5 to v7: (topic, partition) -> (error code, base offset)."""
+    out = {}
     for _ in range(reader.take("i")):
-        reader.string()
+        topic = reader.string()
         for _ in range(reader.take("i")):
-            reader.take("i")
-            code, base_offset = reader.take("h"), reader.take("q")
+            partition, code, base_offset = reader.take("i"), reader.take("h"), reader.take("q")
             reader.take("q"), reader.take("q")
-            out.append((code, base_offset))
+            out[topic, partition] = (code, base_offset)
     return out
 
 
@@ -281,3 +288,23 @@ def create_topic(
     reader.take("i"), reader.take("i")
     reader.string()
     return reader.take("h"), reader.string()
+
+
+def init_producer_id(connection: Connection, transactional_id: str | None = None) -> tuple[int, int, int]:
+    """InitProducerId v1; `(error code, producer id, epoch)`."""
+    reader = connection.call(INIT_PRODUCER_ID, 1, string(transactional_id) + struct.pack(">i", 60_000))
+    reader.take("i")
+    return reader.take("h"), reader.take("q"), reader.take("h")
+
+
+def fetch(connection: Connection, topic: str, offset: int, partition: int = 0, **limits) -> tuple[int, int, bytes]:
+    """Fetch v4 of one partition; `(error code, high watermark, records)`."""
+    body = fetch_body(topic, [(partition, offset)], **limits)
+    return read_fetch(connection.call(FETCH, 4, body))[partition]
+
+
+def api_versions(connection: Connection) -> dict[int, tuple[int, int]]:
+    """What the broker advertises: api key -> (lowest, highest version)."""
+    reader = connection.call(API_VERSIONS, 0, b"")
+    assert reader.take("h") == NONE
+    return {reader.take("h"): (reader.take("h"), reader.take("h")) for _ in range(reader.take("i"))}

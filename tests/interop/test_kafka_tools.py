@@ -112,7 +112,7 @@ def test_dump_log_segments(own_broker, client, topic):
             input=lines,
         )  # fmt: skip
         expected += 40_000
-    assert broker.stop() in (0, 143)
+    assert broker.stop() in broker.clean_statuses
     segments = broker.segments(topic, 0)
     assert len(segments) > 2, "the load was to fill several segments"
     seen = []

@@ -1,4 +1,4 @@
-"""Fixtures of the interop suite. `--peer kafka` runs it against Apache Kafka instead of this node."""
+"""Fixtures of the suites that pytest runs. `--peer kafka` runs them against Apache Kafka instead of this node."""
 
 import itertools
 

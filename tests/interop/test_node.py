@@ -1,0 +1,191 @@
+"""The node as its operator sees it: start, stop, refusals, health, metrics. Nothing of this is the reference's."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from harness import brokers, places, wire
+
+pytestmark = pytest.mark.flumen_only
+
+
+def get(broker, path) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{broker.admin_port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def refused(*arguments, environment=None) -> str:
+    """Starts a node that must not start; returns what it said."""
+    done = subprocess.run(
+        [places.node_binary(), *arguments], capture_output=True, timeout=30, stdin=subprocess.DEVNULL,
+        env=os.environ | (environment or {}), text=True,
+    )  # fmt: skip
+    assert done.returncode not in (0, 101) and done.returncode > 0, done
+    return done.stdout + done.stderr
+
+
+def test_ready_is_said_in_one_line(own_broker):
+    broker = own_broker()
+    (line,) = [line for line in broker.log_text().splitlines() if broker.address in line and "ready" in line]
+    for part in (str(broker.admin_port), str(broker.data), "shards"):
+        assert part in line
+    assert re.search(r"\d ?(ms|s)\b", line), "no start-up time"
+
+
+def test_health_and_metrics(own_broker):
+    broker = own_broker()
+    with wire.Connection(broker.port) as connection:
+        assert wire.create_topic(connection, "metered", 3)[0] == wire.NONE
+        for n in range(10):
+            answer = wire.produce(connection, [("metered", 0, wire.Batch([b"x" * 1000]).encode())])
+            assert answer == [(wire.NONE, n)]
+    assert get(broker, "/livez")[0] == 200
+    assert get(broker, "/readyz")[0] == 200
+    assert get(broker, "/nothing")[0] == 404
+    status, text = get(broker, "/metrics")
+    assert status == 200
+    assert re.search(r'^flumen_\w+\{[^}]*api="Produce"[^}]*\} 1[01]', text, re.MULTILINE), text
+    for word in ("bytes", "partitions", "journal", "cache", "sync", "stall"):
+        assert re.search(rf"^flumen_\w*{word}\w*", text, re.MULTILINE), f"nothing of {word} in\n{text}"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_clean_stop(own_broker, how):
+    """Status 0, and all is there again, also what was never answered with a sync by itself."""
+    broker = own_broker()
+    with wire.Connection(broker.port) as connection:
+        assert wire.create_topic(connection, "stopped", 2)[0] == wire.NONE
+        wire.produce(connection, [("stopped", 0, wire.Batch([b"%d" % n for n in range(50)]).encode())])
+        broker.process.send_signal(how)
+        assert broker.process.wait(30) == 0, broker.log_tail()
+        broker.process = None
+    broker.start()
+    with wire.Connection(broker.port) as connection:
+        assert wire.fetch(connection, "stopped", 0)[:2] == (wire.NONE, 50)
+
+
+def test_stop_with_clients_that_wait(own_broker):
+    """A parked fetch and an idle connection do not hold it up."""
+    broker = own_broker()
+    with wire.Connection(broker.port) as parked, wire.Connection(broker.port):
+        assert wire.create_topic(parked, "parked")[0] == wire.NONE
+        parked.send(wire.FETCH, 4, wire.fetch_body("parked", [(0, 0)], max_wait_ms=600_000))
+        time.sleep(0.2)
+        began = time.monotonic()
+        assert broker.stop() == 0
+        assert time.monotonic() - began < 10
+
+
+def test_second_node_on_the_same_folder(own_broker):
+    broker = own_broker()
+    ports = brokers.free_ports(3)
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    said = refused(
+        "--data-dir", str(broker.data), "--kafka-addr", addresses[0], "--admin-addr", addresses[1],
+        "--cluster-addr", addresses[2],
+    )  # fmt: skip
+    assert str(broker.data) in said and re.search(r"lock|in use|another", said)
+    assert wire.answers(broker.port)
+
+
+def test_address_in_use(own_broker):
+    broker = own_broker()
+    with tempfile.TemporaryDirectory() as folder:
+        admin, cluster = brokers.free_ports(2)
+        said = refused(
+            "--data-dir", folder, "--kafka-addr", broker.address, "--admin-addr", f"127.0.0.1:{admin}",
+            "--cluster-addr", f"127.0.0.1:{cluster}",
+        )  # fmt: skip
+    assert broker.address in said
+    assert wire.answers(broker.port)
+
+
+def test_wrong_settings():
+    said = refused("--set", "num.partition=3")
+    assert "num.partition" in said and "num.partitions" in said
+    assert "num.partitions" in refused("--set", "num.partitions=three")
+    assert "memory" in refused("--memory", "lots")
+    assert "num.partitions" in refused(environment={"FLUMEN_SET_NUM_PARTITIONS": "three"})
+
+
+def test_settings_come_from_everywhere(own_broker, tmp_path):
+    """Flags override the environment, which overrides the file."""
+    file = tmp_path / "flumen.toml"
+    file.write_text('node-id = 7\n[set]\n"num.partitions" = 3\n"log.retention.ms" = 1000000\n')
+    broker = own_broker(settings={"num.partitions": "5"}, arguments=("--config", str(file)))
+    with wire.Connection(broker.port) as connection:
+        assert wire.create_topic(connection, "by-default", -1, -1)[0] == wire.NONE
+        answer = connection.call(wire.METADATA, 1, wire.array([wire.string("by-default")]))
+        assert (answer.take("i"), answer.take("i")) == (1, 7), "one broker, number 7"
+    partitions = sorted(path.name for path in broker.data.glob("by-default-*"))
+    assert partitions == [f"by-default-{n}" for n in range(5)]
+
+
+def test_memory_file_system():
+    """Without O_DIRECT it works too, and says so."""
+    with brokers.Flumen(folder="/dev/shm") as broker, wire.Connection(broker.port) as connection:
+        assert wire.create_topic(connection, "buffered")[0] == wire.NONE
+        assert wire.produce(connection, [("buffered", 0, wire.Batch([b"x"]).encode())]) == [(wire.NONE, 0)]
+        assert "O_DIRECT" in broker.log_text()
+
+
+@contextlib.contextmanager
+def small_file_system(folder, mib):
+    """An ext4 of its own on a file. Needs root and a loop device; without them this test fails, and says why."""
+    image, place = folder / "image", folder / "mounted"
+    place.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(mib << 20)
+    places.run(["mkfs.ext4", "-q", "-F", image])
+    places.run(["mount", "-o", "loop", image, place])
+    try:
+        yield place
+    finally:
+        places.run(["umount", place])
+
+
+def test_full_disk(tmp_path):
+    """KAFKA_STORAGE_ERROR to producers, reads go on, and it recovers when space is back."""
+    with small_file_system(tmp_path, 2048) as place, brokers.Flumen(folder=str(place)) as broker:
+        with wire.Connection(broker.port, timeout_s=60) as connection:
+            assert wire.create_topic(connection, "full")[0] == wire.NONE
+            filler = place / "filler"
+            fill_up(filler, place, leave=48 << 20)
+            batch = wire.Batch([os.urandom(900_000)]).encode()
+            codes = []
+            for _ in range(200):
+                codes.append(wire.produce(connection, [("full", 0, batch)])[0][0])
+                if codes[-1] != wire.NONE:
+                    break
+            assert codes[-1] == wire.KAFKA_STORAGE_ERROR
+            written = codes.count(wire.NONE)
+            for offset in (0, written - 1):
+                assert wire.fetch(connection, "full", offset)[:2] == (wire.NONE, written)
+            assert broker.running()
+            filler.unlink()
+            deadline = time.monotonic() + 30
+            while (answer := wire.produce(connection, [("full", 0, batch)])[0])[0] != wire.NONE:
+                assert time.monotonic() < deadline, f"still {answer} with space on the disk"
+                time.sleep(0.2)
+            assert answer == (wire.NONE, written)
+        assert broker.stop() == 0
+        broker.start()
+        with wire.Connection(broker.port) as connection:
+            assert wire.fetch(connection, "full", written)[:2] == (wire.NONE, written + 1)
+
+
+def fill_up(filler, place, leave):
+    with open(filler, "wb") as file:
+        free = os.statvfs(place)
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave)
