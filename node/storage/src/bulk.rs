@@ -246,9 +246,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 file.writing -= 1;
                 file.unsynced.push(number);
                 file.unsynced_bytes += bytes;
-                if result.is_ok() {
-                    self.bulk_written(key, number, write_number);
-                }
+                self.bulk_written(key, number, write_number, result.is_ok());
                 (key, result.err().map(|error| ("write", error)))
             }
             Event::Synced { key, numbers, result } => {
@@ -268,17 +266,18 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         files.retain(|file| file.writing > 0 || file.syncing || !file.unsynced.is_empty());
     }
 
-    fn bulk_written(&self, key: Key, number: u64, write_number: u64) {
+    fn bulk_written(&self, key: Key, number: u64, write_number: u64, sound: bool) {
         let early = planted!(self.settings, ExtentBeforeSync);
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let Some((partition, buffers, journal)) = state.with(key.slot) else { return };
         if let Some(writer) = partition.writer_mut(key.segment_base) {
-            writer.bulk_done(write_number);
+            writer.bulk_done(write_number, sound);
+            writer.unsynced = true;
         }
         partition.advance_filled(journal.durable_lsn, buffers);
         if let Some(bulk) = partition.bulk.iter_mut().find(|bulk| bulk.number == number) {
-            bulk.written = true;
+            bulk.written = sound;
         }
         if early {
             state.mark_dirty(key.slot);

@@ -42,6 +42,18 @@ enum What<D: Disk, T> {
     Data(Vec<Staged<T>>),
     Extent(Bulk<D::Buffer, T>),
     Note(Note, Option<T>, Offset),
+    Relog(Again<D>),
+}
+
+/// A chunk that is journalled again.
+struct Again<D: Disk> {
+    number: u64,
+    base_offset: Offset,
+    last_offset: Offset,
+    leader_epoch: LeaderEpoch,
+    segment_base: Offset,
+    position: u64,
+    parts: [Slice<D::Buffer>; 2],
 }
 
 impl<D: Disk, T> What<D, T> {
@@ -50,6 +62,7 @@ impl<D: Disk, T> What<D, T> {
             What::Data(staged) => staged.iter().map(|staged| staged.bytes.len()).sum(),
             What::Extent(bulk) => extent_len(bulk),
             What::Note(..) => 0,
+            What::Relog(again) => again.parts.iter().map(Slice::len).sum(),
         }
     }
 }
@@ -59,12 +72,14 @@ fn extent_len<B, T>(bulk: &Bulk<B, T>) -> usize {
 }
 
 /// What a group does once it is durable.
-struct Effect<T> {
+struct Effect<D: Disk, T> {
     slot: Slot,
     /// End of its batches.
     end: Option<Offset>,
     note: Option<Note>,
     tokens: Vec<T>,
+    /// The chunk of this number lies in a new buffer.
+    relog: Option<(u64, u64, Slice<D::Buffer>)>,
 }
 
 /// A group that is on its way to the disk.
@@ -74,7 +89,7 @@ struct Group<D: Disk, T> {
     number: u32,
     position: u64,
     buffer: Rc<D::Buffer>,
-    effects: Vec<Effect<T>>,
+    effects: Vec<Effect<D, T>>,
     formed: Duration,
 }
 
@@ -249,8 +264,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         planned: &mut Vec<Planned<D, T>>,
     ) -> bool {
         let Some(partition) = state.get_mut(slot) else { return false };
-        if partition.offline.is_some() {
-            return false;
+        if partition.offline.is_some() && !partition.deleting {
+            return plan_relog(partition, slot, cut, planned);
         }
         let id = partition.id;
         let early = planted!(self.settings, ExtentBeforeSync);
@@ -347,8 +362,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         buffer: &Rc<D::Buffer>,
         planned: Vec<Planned<D, T>>,
         bodies: Vec<std::ops::Range<usize>>,
-    ) -> Vec<Effect<T>> {
-        let data = planned.iter().filter(|entry| matches!(entry.what, What::Data(_))).map(|entry| entry.slot);
+    ) -> Vec<Effect<D, T>> {
+        let data = planned
+            .iter()
+            .filter(|entry| matches!(entry.what, What::Data(_) | What::Relog(_)))
+            .map(|entry| entry.slot);
         let data: Vec<Slot> = data.collect();
         // A group without batches is of no use to readers.
         let number = if data.is_empty() { 0 } else { state.buffers.add(buffer.as_slice().len(), data) };
@@ -370,10 +388,15 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     let chunk = partition.chunks.get_mut(at).filter(|c| c.base_offset == bulk.base_offset);
                     chunk.expect("bulk stays in the cache until it is journalled").lsn = lsn;
                     let end = Offset(bulk.last_offset.0 + 1);
-                    Effect { slot, end: Some(end), note: None, tokens: bulk.tokens }
+                    Effect { slot, end: Some(end), note: None, tokens: bulk.tokens, relog: None }
                 }
                 What::Note(note, token, _) => {
-                    Effect { slot, end: None, note: Some(note), tokens: token.into_iter().collect() }
+                    let tokens = token.into_iter().collect();
+                    Effect { slot, end: None, note: Some(note), tokens, relog: None }
+                }
+                What::Relog(again) => {
+                    let relog = Some((again.number, number, Slice::new(buffer.clone(), body)));
+                    Effect { slot, end: None, note: None, tokens: Vec::new(), relog }
                 }
             };
             effects.push(self.relax(state, slot, effect));
@@ -382,7 +405,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     /// A relaxed topic is acknowledged and visible when its group is formed.
-    fn relax(&self, state: &mut State<D, T>, slot: Slot, mut effect: Effect<T>) -> Effect<T> {
+    fn relax(&self, state: &mut State<D, T>, slot: Slot, mut effect: Effect<D, T>) -> Effect<D, T> {
         let Some(partition) = state.get_mut(slot) else { return effect };
         let relaxed = !partition.config.is_durable_before_ack() || planted!(self.settings, AnswerBeforeSync);
         if let (true, Some(end)) = (relaxed, effect.end) {
@@ -404,7 +427,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         state.metrics.group_micros += micros;
         state.metrics.group_micros_max = state.metrics.group_micros_max.max(micros);
         for effect in group.effects {
-            self.take_effect(state, effect);
+            self.take_effect(state, group.lsn, effect);
         }
         if self.life.get() == Life::Stopping
             || state.evict(self.settings.cache_bytes_max)
@@ -418,10 +441,15 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.progress.notify();
     }
 
-    fn take_effect(&self, state: &mut State<D, T>, effect: Effect<T>) {
+    fn take_effect(&self, state: &mut State<D, T>, lsn: Lsn, effect: Effect<D, T>) {
         let ready = effect.tokens.into_iter().map(|token| (token, Ok(())));
         state.ready.extend(ready);
         let Some((partition, buffers, journal)) = state.with(effect.slot) else { return };
+        if let Some((number, buffer, body)) = effect.relog {
+            let old = partition.relogged(number, buffer, body, lsn);
+            buffers.filled(old);
+            return;
+        }
         let mut moved = false;
         if let Some(end) = effect.end {
             assert!(end > partition.durable_end, "what is durable rises");
@@ -486,7 +514,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         partition.staged_bytes = 0;
         answers.extend(partition.waiters.drain(..).map(|(_, token)| (token, failed)));
-        answers.extend(partition.notes.drain(..).filter_map(|(_, token)| token).map(|token| (token, failed)));
+        if !partition.deleting {
+            answers.extend(
+                partition.notes.drain(..).filter_map(|(_, token)| token).map(|token| (token, failed)),
+            );
+        }
         for buffer in loose {
             state.buffers.filled(buffer);
         }
@@ -553,6 +585,11 @@ fn write_body<D: Disk, T>(what: &What<D, T>, body: &mut [u8]) {
             rest.copy_from_slice(tail);
         }
         What::Note(..) => {}
+        What::Relog(again) => {
+            let (first, rest) = body.split_at_mut(again.parts[0].len());
+            first.copy_from_slice(again.parts[0].as_slice());
+            rest.copy_from_slice(again.parts[1].as_slice());
+        }
     }
 }
 
@@ -609,6 +646,57 @@ fn entry_of<D: Disk, T>(planned: &Planned<D, T>, body: usize) -> Entry {
             last_offset: *at,
             ..blank
         },
+        What::Relog(again) => Entry {
+            kind: EntryKind::Relog,
+            leader_epoch: again.leader_epoch,
+            base_offset: again.base_offset,
+            last_offset: again.last_offset,
+            segment_base: again.segment_base,
+            position: again.position,
+            length: body as u64,
+            ..blank
+        },
+    }
+}
+
+/// Plans chunks of an offline partition that are to be journalled again.
+fn plan_relog<D: Disk, T>(
+    partition: &mut Partition<D, T>,
+    slot: Slot,
+    cut: &mut GroupCut,
+    planned: &mut Vec<Planned<D, T>>,
+) -> bool {
+    while let Some(number) = partition.relog {
+        let Some(chunk) = partition.chunk(number) else { break };
+        if !cut.add(chunk.len()) {
+            return true;
+        }
+        let tail = chunk.tail.clone().unwrap_or_else(|| chunk.body.slice(0..0));
+        let again = Again {
+            number,
+            base_offset: chunk.base_offset,
+            last_offset: chunk.last_offset,
+            leader_epoch: LeaderEpoch(chunk.header(0).partition_leader_epoch),
+            segment_base: chunk.segment_base,
+            position: chunk.position,
+            parts: [chunk.body.clone(), tail],
+        };
+        planned.push(Planned { slot, partition: partition.id, what: What::Relog(again) });
+        partition.relog = Some(number + 1);
+    }
+    partition.relog = None;
+    false
+}
+
+impl<D: Disk, T> Partition<D, T> {
+    /// A chunk was journalled again and lies in another buffer now. Returns the number of the old one.
+    fn relogged(&mut self, number: u64, buffer: u64, body: Slice<D::Buffer>, lsn: Lsn) -> u64 {
+        let index = (number - self.chunks_first) as usize;
+        let chunk = &mut self.chunks[index];
+        chunk.body = body;
+        chunk.tail = None;
+        chunk.lsn = lsn;
+        std::mem::replace(&mut chunk.buffer, buffer)
     }
 }
 
@@ -619,7 +707,7 @@ fn enter_data<D: Disk, T>(
     buffer: u64,
     body: Slice<D::Buffer>,
     staged: Vec<Staged<T>>,
-) -> Effect<T> {
+) -> Effect<D, T> {
     for staged in &staged {
         partition.index_batch(&staged.placement, staged.bytes.len(), staged.max_timestamp);
     }
@@ -636,10 +724,6 @@ fn enter_data<D: Disk, T>(
         buffer,
     };
     partition.push_chunk(chunk);
-    Effect {
-        slot,
-        end: Some(end),
-        note: None,
-        tokens: staged.into_iter().map(|staged| staged.token).collect(),
-    }
+    let tokens = staged.into_iter().map(|staged| staged.token).collect();
+    Effect { slot, end: Some(end), note: None, tokens, relog: None }
 }

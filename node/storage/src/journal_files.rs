@@ -160,6 +160,11 @@ impl<D: Disk> Journal<D> {
         }
     }
 
+    /// The last LSN of the files that are full.
+    pub(crate) fn sealed_lsn(&self) -> Option<Lsn> {
+        self.sealed.back().map(|file| file.last_lsn)
+    }
+
     pub(crate) fn free_count(&self) -> usize {
         self.free.len()
     }

@@ -412,8 +412,11 @@ pub(crate) async fn make_directory<D: Disk>(
         disk.remove_directory(&grave).await?;
     }
     disk.create_directory(directory).await?;
-    disk.write_file(&format!("{directory}/partition.metadata"), partition_metadata(id).as_bytes(), true)
-        .await?;
+    // Under its name it is whole: recovery tells half a creation from damage by that.
+    let metadata = format!("{directory}/partition.metadata");
+    let temporary = format!("{metadata}.tmp");
+    disk.write_file(&temporary, partition_metadata(id).as_bytes(), true).await?;
+    disk.rename(&temporary, &metadata).await?;
     let path = format!("{}.log", segment_path(directory, Offset(0)));
     disk.open(&path, OpenMode { create_new: true, write: true, synchronous: false }).await?;
     disk.sync_directory(directory).await?;

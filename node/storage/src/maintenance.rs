@@ -185,18 +185,20 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 planned
             };
             let Some(fill) = planned else { break };
-            if let Err(error) = fill.file.write_at(fill.buffer, fill.position).await {
-                self.segment_fault(slot, fill.base, "write", &error);
-                return;
-            }
+            let written = fill.file.write_at(fill.buffer, fill.position).await;
             let mut guard = self.state.borrow_mut();
             let state = &mut *guard;
             let Some((partition, buffers, journal)) = state.with(slot) else { return };
             if let Some(writer) = partition.writer_mut(fill.base) {
-                writer.fill_done();
+                writer.fill_done(written.is_ok());
                 writer.unsynced = true;
             }
             partition.advance_filled(journal.durable_lsn, buffers);
+            drop(guard);
+            if let Err(error) = written {
+                self.segment_fault(slot, fill.base, "write", &error);
+                break;
+            }
         }
         // Bulk may have waited for the fill.
         self.state.borrow_mut().mark_dirty(slot);
@@ -217,6 +219,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             };
             self.fill_all(unfilled).await;
         }
+        self.relog_broken();
         if self.life.get() == Life::Faulted {
             return;
         }
@@ -248,6 +251,29 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 self.mark_unclean();
             }
         }
+    }
+
+    /// What offline partitions have in memory alone is journalled again, so that they do not pin old journal files.
+    fn relog_broken(&self) {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        let Some(sealed) = state.journal.sealed_lsn() else { return };
+        let (durable, entry_max) = (state.journal.durable_lsn, state.journal.group_bytes_max() as usize / 2);
+        for slot in state.slots() {
+            let Some(partition) = state.get_mut(slot) else { continue };
+            let broken =
+                partition.offline.is_some() && partition.frozen.is_none() && partition.relog.is_none();
+            let small = |partition: &Partition<D, T>| {
+                let mut unfilled =
+                    partition.chunks.range((partition.unfilled - partition.chunks_first) as usize..);
+                unfilled.all(|chunk| chunk.len() <= entry_max)
+            };
+            if broken && partition.has_unfilled() && partition.covered(durable) < sealed && small(partition) {
+                partition.relog = Some(partition.unfilled);
+                state.mark_dirty(slot);
+            }
+        }
+        self.work.notify();
     }
 
     fn mark_unclean(&self) {

@@ -132,6 +132,8 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) offline: Option<Rc<str>>,
     /// LOG_START entries on their way.
     pub(crate) log_start_wanted: Offset,
+    /// Number of the next chunk to be journalled again, while it is offline.
+    pub(crate) relog: Option<u64>,
     /// What checkpoints say of it while it is offline since recovery.
     pub(crate) frozen: Option<Box<Record>>,
     /// It is being deleted; its DROP entry is durable.
@@ -191,6 +193,7 @@ impl<D: Disk, T> Partition<D, T> {
             bulk_next: 0,
             directory_dirty: false,
             offline: None,
+            relog: None,
             frozen: None,
             deleting: false,
             dropped: false,
@@ -294,10 +297,11 @@ impl<D: Disk, T> Partition<D, T> {
 
     /// LSN up to which nothing of this partition is needed from the journal.
     pub(crate) fn covered(&self, durable: Lsn) -> Lsn {
-        match self.chunk(self.unfilled) {
-            Some(chunk) => Lsn(chunk.lsn.0 - 1).min(durable),
-            None => durable,
-        }
+        // Of an offline partition, chunks that were journalled again are younger than those behind them.
+        let unfilled = self.chunks.range((self.unfilled - self.chunks_first) as usize..);
+        let depth = if self.offline.is_some() { usize::MAX } else { 1 };
+        let first = unfilled.take(depth).map(|chunk| Lsn(chunk.lsn.0 - 1)).min();
+        first.map_or(durable, |first| first.min(durable))
     }
 
     /// What a reader may read of a segment: bytes on disk, of whole batches, below what the cache must answer.

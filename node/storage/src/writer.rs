@@ -32,6 +32,8 @@ pub(crate) struct Writer<D: Disk> {
     pub(crate) unloaded: usize,
     written: u64,
     fill_in_flight: bool,
+    /// A write failed: what comes after it does not count as on disk.
+    broken: bool,
     /// Written since the last checkpoint.
     pub(crate) unsynced: bool,
     /// Ends of bulk writes in flight, in order, and whether each is done.
@@ -62,6 +64,7 @@ impl<D: Disk> Writer<D> {
             unloaded: (size - frontier) as usize,
             written: size,
             fill_in_flight: false,
+            broken: false,
             unsynced: false,
             bulk: VecDeque::new(),
             bulk_first: 0,
@@ -118,11 +121,14 @@ impl<D: Disk> Writer<D> {
         write
     }
 
-    /// The fill is on disk.
-    pub(crate) fn fill_done(&mut self) {
+    /// The fill is on disk, or it failed and the segment takes no more.
+    pub(crate) fn fill_done(&mut self, sound: bool) {
         assert!(self.fill_in_flight);
         self.fill_in_flight = false;
-        self.written = self.submitted();
+        self.broken |= !sound;
+        if !self.broken {
+            self.written = self.submitted();
+        }
     }
 
     /// A write of whole blocks up to the end of `parts`; what is left stays in the partial block. `None` when there is
@@ -136,12 +142,15 @@ impl<D: Disk> Writer<D> {
         Some((number, write))
     }
 
-    /// A bulk write is on disk. Those before it count first.
-    pub(crate) fn bulk_done(&mut self, number: u64) {
+    /// A bulk write is on disk, those before it count first; or it failed, and the segment takes no more.
+    pub(crate) fn bulk_done(&mut self, number: u64, sound: bool) {
+        self.broken |= !sound;
         self.bulk[(number - self.bulk_first) as usize].1 = true;
         while let Some((end, true)) = self.bulk.front() {
             // A fill before may have had the partial block on disk already.
-            self.written = self.written.max(*end);
+            if !self.broken {
+                self.written = self.written.max(*end);
+            }
             self.bulk.pop_front();
             self.bulk_first += 1;
         }

@@ -39,12 +39,21 @@ impl<D: Disk> Recovery<'_, D> {
             .collect();
         for (id, directory) in new {
             let path = format!("{directory}/partition.metadata");
-            let first = format!("{}.log", segment_path(&directory, Offset(0)));
-            let named = self.disk.read_file(&path, METADATA_BYTES_MAX).await;
-            let is_own = named.is_ok_and(|content| content == partition_metadata(id).as_bytes());
-            let whole = is_own && self.disk.open(&first, OpenMode::default()).await.is_ok();
-            if !whole {
-                // Nothing was acknowledged before the directory was durable.
+            let is_own = match self.disk.read_file(&path, METADATA_BYTES_MAX).await {
+                Ok(content) if content == partition_metadata(id).as_bytes() => true,
+                Ok(content) if names_a_topic(&content) => false,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                Ok(_) => {
+                    self.offline(id, format!("{path} is corrupt"), None);
+                    continue;
+                }
+                Err(error) => {
+                    self.offline(id, format!("{path}: {error}"), None);
+                    continue;
+                }
+            };
+            if !is_own {
+                // Nothing was acknowledged before the directory was durable: it is another topic's, or half made.
                 make_directory(self.disk, id, &directory).await.map_err(failed(&directory))?;
             }
         }
@@ -200,6 +209,13 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay) -> Result<Settled, String> {
         }
     }
     Ok(settled)
+}
+
+/// Whether it is a `partition.metadata` as it should be, of whatever topic.
+fn names_a_topic(content: &[u8]) -> bool {
+    let text = std::str::from_utf8(content).unwrap_or_default();
+    let id = text.strip_prefix("version: 0\ntopic_id: ").and_then(|rest| rest.strip_suffix('\n'));
+    id.is_some_and(|id| id.len() == 22)
 }
 
 /// Base offset and extension of a segment's file.
