@@ -81,6 +81,8 @@ pub(crate) struct State<D: Disk, T> {
     pub(crate) fill_due: bool,
     /// The journal has no free file: a checkpoint is due whatever else.
     pub(crate) checkpoint_wanted: bool,
+    /// When a checkpoint that could not be written is tried again.
+    pub(crate) checkpoint_again: Option<Duration>,
     /// Directories of deleted partitions, and when they go.
     pub(crate) graves: Vec<(Duration, String)>,
     /// Segments closed since the last checkpoint, by the handle that wrote them.
@@ -251,6 +253,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 bulk_bytes_since_checkpoint: 0,
                 fill_due: false,
                 checkpoint_wanted: false,
+                checkpoint_again: None,
                 graves: Vec::new(),
                 closed: Vec::new(),
                 fault: None,

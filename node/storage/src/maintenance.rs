@@ -22,9 +22,14 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::api::{JournalFault, Slot};
 use crate::checkpoint::{Checkpoint, Record, checkpoint_name};
-use crate::disk::{Disk, File};
+use crate::disk::{Disk, File, OpenMode};
 use crate::engine::{Engine, Life, planted};
 use crate::partition::{Filled, Note, Partition, segment_path};
+
+/// Space kept for a checkpoint.
+const CHECKPOINT_RESERVE_BYTES: u64 = 1 << 20;
+/// Time from a checkpoint that could not be written to the next attempt.
+const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 
 /// What a checkpoint needs beside the bytes of its file.
 struct Snapshot<D: Disk> {
@@ -83,6 +88,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if let Some(since) = state.dirty_since {
                 until = until.min(since + self.settings.checkpoint_interval);
             }
+            if let Some(again) = state.checkpoint_again {
+                until = until.min(again);
+            }
             if let Some(at) = state.graves.iter().map(|(at, _)| *at).min() {
                 until = until.min(at);
             }
@@ -91,9 +99,27 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         select(self.upkeep.wait(), sleep).await;
     }
 
-    /// Makes the journal's first files. Appends are answered [`AppendError::Full`](crate::AppendError::Full) before.
+    /// Makes the journal's first files and a small reserve of space. Appends are answered
+    /// [`AppendError::Full`](crate::AppendError::Full) before.
     pub async fn prepare(&self) {
         self.keep_journal_ready().await;
+        self.make_reserve().await;
+    }
+
+    /// Space that a checkpoint can have when the disk is full: without one the journal would fill too.
+    async fn make_reserve(&self) {
+        let path = self.reserve_path();
+        let mode = OpenMode { create_new: true, write: true, synchronous: false };
+        // It may be there already, or the disk may be full now: it is a reserve, not a need.
+        if let Ok(file) = self.disk.open(&path, mode).await
+            && file.preallocate(CHECKPOINT_RESERVE_BYTES).await.is_err()
+        {
+            self.disk.remove_file(&path).await.ok();
+        }
+    }
+
+    fn reserve_path(&self) -> String {
+        format!("checkpoint/reserve-{}.tmp", self.settings.shard)
     }
 
     /// A free journal file stands ready before it is needed.
@@ -131,6 +157,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         };
         let interval = self.settings.checkpoint_interval.as_millis() as u64;
         let (bytes, staged_max) = (self.settings.checkpoint_bytes, self.settings.staged_bytes_max);
+        if let Some(again) = state.checkpoint_again {
+            return now >= again;
+        }
         let wanted = state.checkpoint_wanted && plan.dirty_ms.is_some();
         wanted || checkpoint_due(&plan, bytes, BULK_BYTES_PER_CHECKPOINT, staged_max, interval)
     }
@@ -241,12 +270,19 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             }
             return;
         }
-        match self.write_checkpoint(&snapshot.checkpoint).await {
+        let mut written = self.write_checkpoint(&snapshot.checkpoint).await;
+        if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            self.disk.remove_file(&self.reserve_path()).await.ok();
+            written = self.write_checkpoint(&snapshot.checkpoint).await;
+            self.make_reserve().await;
+        }
+        match written {
             Ok(()) => self.covered(snapshot.covered, started),
             Err(error) => {
                 let mut state = self.state.borrow_mut();
                 state.metrics.checkpoints_failed += 1;
                 state.journal.disk_full |= error.kind() == io::ErrorKind::StorageFull;
+                state.checkpoint_again = Some(self.disk.monotonic() + CHECKPOINT_RETRY);
                 drop(state);
                 self.mark_unclean();
             }
@@ -326,6 +362,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         state.dirty_since = (covered < durable).then(|| self.disk.monotonic());
         files.append(&mut state.closed);
         state.checkpoint_wanted = false;
+        state.checkpoint_again = None;
         state.journal.bytes_since_checkpoint = 0;
         state.bulk_bytes_since_checkpoint = 0;
         let checkpoint = Checkpoint {

@@ -168,9 +168,15 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             self.reader.forget(&path);
             self.disk.remove_file(&format!("{path}.log")).await.ok();
         }
-        if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
+        let mut state = self.state.borrow_mut();
+        if let Some(partition) = state.get_mut(slot) {
             partition.allocating = false;
+            // A batch that came meanwhile asked for space and was told that it is on its way.
+            if partition.held.is_some() && state.want_space(slot) {
+                self.space_work.notify();
+            }
         }
+        drop(state);
         self.work.notify();
         self.progress.notify();
     }

@@ -17,6 +17,8 @@ use flumen_wire::ErrorCode;
 use flumen_wire::batch::{BatchBuilder, BatchHeader, Batches, NewRecord};
 use flumen_wire::compression::Compression;
 
+mod faults;
+
 const DIRECTORY_ID: [u8; 16] = [9; 16];
 
 /// What the sink heard.
@@ -130,7 +132,11 @@ async fn until_settled(disk: &SimDisk, sink: &TestSink, count: usize) {
         }
         disk.sleep(Duration::from_millis(1)).await;
     }
-    panic!("only {} of {count} answers came", sink.0.borrow().answers.len());
+    panic!(
+        "only {} of {count} answers came; offline {:?}",
+        sink.0.borrow().answers.len(),
+        sink.0.borrow().offline
+    );
 }
 
 #[test]

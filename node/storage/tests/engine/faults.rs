@@ -1,0 +1,350 @@
+//! Faults: what must happen is in the name of each test.
+
+use std::io::ErrorKind;
+
+use super::*;
+use flumen_storage::sim::{Fault, Operation};
+
+async fn recovered(disk: &SimDisk, incarnation: u64, partitions: i32) -> Recovered {
+    let how = RecoverySettings::new(Incarnation(incarnation), DIRECTORY_ID);
+    recover(disk, &how, &known(partitions, incarnation as i32)).await.unwrap()
+}
+
+/// A node of one shard with its partitions.
+async fn node(
+    disk: &SimDisk,
+    incarnation: u64,
+    partitions: i32,
+) -> (TestEngine, TestSink, Vec<Slot>, Vec<String>) {
+    let recovered = recovered(disk, incarnation, partitions).await;
+    let (engine, sink) = start(disk, settings(incarnation, 0, 1), recovered.journal_files_of(0, 1));
+    engine.prepare().await;
+    let mut slots = Vec::new();
+    for partition in recovered.partitions {
+        slots.push(engine.adopt(partition).await.unwrap());
+    }
+    (engine, sink, slots, recovered.findings)
+}
+
+/// Appends `count` batches to each partition, one cycle each, and returns what was acknowledged, by partition.
+async fn produce(
+    disk: &SimDisk,
+    engine: &TestEngine,
+    sink: &TestSink,
+    slots: &[Slot],
+    count: u64,
+) -> Vec<Vec<(i64, Vec<u8>)>> {
+    let mut acknowledged = vec![Vec::new(); slots.len()];
+    for round in 0..count {
+        let mut sent = Vec::new();
+        for (index, slot) in slots.iter().enumerate() {
+            let tag = round * 100 + index as u64;
+            let (bytes, header) = batch(tag, 2, 300);
+            if let Ok(placed) = engine.append(*slot, disk.now_ms(), bytes.clone(), &header, tag) {
+                sent.push((index, tag, placed.base_offset.0, bytes[61..].to_vec()));
+            }
+        }
+        let count = sent.len();
+        until_settled(disk, sink, count).await;
+        let answers: BTreeMap<u64, _> = sink.0.borrow_mut().answers.drain(..).collect();
+        for (index, tag, base, records) in sent {
+            if answers[&tag].is_ok() {
+                acknowledged[index].push((base, records));
+            }
+        }
+    }
+    acknowledged
+}
+
+fn run(test: impl AsyncFnOnce(SimDisk) + 'static) -> Sim {
+    let sim = Sim::new(7, SimOptions::default());
+    let disk = sim.disk();
+    sim.run(async move { test(disk).await }).unwrap();
+    sim
+}
+
+fn fault(path: &str, operation: Operation, kind: ErrorKind) -> Fault {
+    Fault { path_contains: path.to_owned(), operation, skip: 0, count: u32::MAX, kind }
+}
+
+/// The partitions' whole content in another life.
+fn after_crash(sim: Sim, crash: Crash, partitions: i32, expected: Vec<Vec<(i64, Vec<u8>)>>) -> Sim {
+    let sim = sim.crash(crash);
+    let disk = sim.disk();
+    sim.run(async move {
+        let (engine, _, slots, findings) = node(&disk, 2, partitions).await;
+        assert!(findings.is_empty(), "{findings:?}");
+        for (slot, expected) in slots.iter().zip(&expected) {
+            let found = read_all(&engine, *slot).await;
+            assert_eq!(&found[..expected.len()], &expected[..]);
+        }
+        engine.stop().await;
+    })
+    .unwrap();
+    sim
+}
+
+#[test]
+fn a_full_disk_refuses_what_has_no_space_and_recovers() {
+    run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 2).await;
+        let mut kept = produce(&disk, &engine, &sink, &slots, 5).await;
+        disk.inject(fault(".log", Operation::Length, ErrorKind::StorageFull));
+        let mut refused = 0;
+        for tag in 1000..1400 {
+            let (bytes, header) = batch(tag, 1, 1000);
+            let now = disk.now_ms();
+            let placed = engine.append(slots[0], now, bytes.clone(), &header, tag).unwrap();
+            until_settled(&disk, &sink, 1).await;
+            match sink.0.borrow_mut().answers.pop().unwrap().1 {
+                Ok(()) => kept[0].push((placed.base_offset.0, bytes[61..].to_vec())),
+                Err(error) => {
+                    assert_eq!(error, ErrorCode::KafkaStorageError);
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 0, "space ran out");
+        assert!(engine.metrics().storage_full > 0);
+        assert_eq!(read_all(&engine, slots[0]).await, kept[0], "reads go on, and offsets have no gap");
+        assert!(sink.0.borrow().offline.is_empty());
+        disk.clear_faults();
+        let more = produce(&disk, &engine, &sink, &slots, 3).await;
+        assert_eq!(more[0].len(), 3, "it recovers");
+        kept[0].extend(more[0].clone());
+        assert_eq!(read_all(&engine, slots[0]).await, kept[0]);
+        engine.stop().await;
+    });
+}
+
+#[test]
+fn a_segment_that_cannot_be_written_takes_its_partition_offline_and_loses_nothing() {
+    let kept: Rc<RefCell<Vec<_>>> = Rc::default();
+    let seen = kept.clone();
+    let sim = run(async move |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 2).await;
+        let mut all = produce(&disk, &engine, &sink, &slots, 20).await;
+        disk.inject(fault("t-0/", Operation::Write, ErrorKind::Other));
+        disk.sleep(Duration::from_secs(1)).await;
+        assert_eq!(sink.0.borrow().offline.len(), 1);
+        assert_eq!(engine.read(slots[0], Offset(0), 100, true).err(), Some(ReadError::Offline));
+        let (bytes, header) = batch(1, 1, 100);
+        let refused = engine.append(slots[0], 0, bytes, &header, 1).unwrap_err().1;
+        assert_eq!(refused, AppendError::Refused(ErrorCode::KafkaStorageError));
+        // The other goes on, for longer than the journal has files: RELOG keeps it free.
+        for _ in 0..15 {
+            let more = produce(&disk, &engine, &sink, &slots[1..], 40).await;
+            all[1].extend(more[0].clone());
+            disk.sleep(Duration::from_millis(300)).await;
+        }
+        let metrics = engine.metrics();
+        assert_eq!(metrics.partitions_offline, 1);
+        assert!(metrics.journal_files_free > 0 && metrics.checkpoints > 3, "{metrics:?}");
+        assert_eq!(read_all(&engine, slots[1]).await, all[1]);
+        *seen.borrow_mut() = all;
+        disk.clear_faults();
+    });
+    let kept = kept.take();
+    after_crash(sim, Crash::Power, 2, kept);
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_acknowledges_nothing_and_says_why() {
+    let kept: Rc<RefCell<Vec<_>>> = Rc::default();
+    let seen = kept.clone();
+    let sim = run(async move |disk| {
+        let recovered = recovered(&disk, 1, 1).await;
+        let sink = TestSink::default();
+        let engine =
+            Engine::new(disk.clone(), settings(1, 0, 1), recovered.journal_files_of(0, 1), sink.clone());
+        engine.prepare().await;
+        let said: Rc<RefCell<Option<String>>> = Rc::default();
+        let (journal, fault_said) = (engine.clone(), said.clone());
+        disk.spawn(async move {
+            let fault = journal.run_journal().await.unwrap_err();
+            *fault_said.borrow_mut() = Some(fault.to_string());
+        });
+        let mut slots = Vec::new();
+        for partition in recovered.partitions {
+            slots.push(engine.adopt(partition).await.unwrap());
+        }
+        *seen.borrow_mut() = produce(&disk, &engine, &sink, &slots, 10).await;
+        disk.inject(fault("journal/", Operation::Write, ErrorKind::Other));
+        let (bytes, header) = batch(500, 1, 100);
+        engine.append(slots[0], 0, bytes, &header, 500).unwrap();
+        disk.sleep(Duration::from_secs(1)).await;
+        assert!(sink.0.borrow().answers.is_empty(), "nothing of that group is answered");
+        let said = said.borrow().clone().unwrap();
+        assert!(said.contains("journal/") && said.contains("acknowledged"), "{said}");
+        disk.clear_faults();
+    });
+    let kept = kept.take();
+    after_crash(sim, Crash::Power, 1, kept);
+}
+
+#[test]
+fn a_flipped_bit_in_acknowledged_journal_data_is_reported_and_never_cut() {
+    let sim = run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 2).await;
+        // No checkpoint in between: what counts is in the journal alone.
+        produce(&disk, &engine, &sink, &slots, 4).await;
+    });
+    let sim = sim.crash(Crash::Power);
+    let disk = sim.disk();
+    sim.run(async move {
+        // A byte within the first partition's batch of the second group.
+        let journal = &disk.files()["journal/00"];
+        let found =
+            (2 * 4096..journal.len()).filter(|at| journal[*at..].starts_with(&[0, 0, 0, 0, 0, 0, 0, 100]));
+        let at = found.into_iter().next().unwrap();
+        disk.corrupt("journal/00", at as u64 + 3, 0x10).unwrap();
+        for incarnation in 2..4 {
+            let recovered = recovered(&disk, incarnation, 2).await;
+            let offline: Vec<&str> =
+                recovered.partitions.iter().filter_map(|p| p.offline.as_deref()).collect();
+            assert_eq!(offline.len(), 1, "only the partition concerned: {:?}", recovered.findings);
+            assert!(offline[0].contains("journal/00 at position"), "{offline:?}");
+            assert!(recovered.journal_files.iter().any(|file| !file.usable), "kept");
+            assert_eq!(recovered.partitions[1].offsets().1, Offset(8), "the other is whole");
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_torn_tail_is_cut() {
+    let sim = run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        produce(&disk, &engine, &sink, &slots, 3).await;
+    });
+    let sim = sim.crash(Crash::Power);
+    let disk = sim.disk();
+    sim.run(async move {
+        // The last group alone: nothing says that it was durable.
+        let journal = &disk.files()["journal/00"];
+        let last =
+            (0..journal.len()).step_by(4096).filter(|at| journal[*at..].starts_with(b"FLUMGRUP")).next_back();
+        disk.corrupt("journal/00", last.unwrap() as u64 + 300, 1).unwrap();
+        let recovered = recovered(&disk, 2, 1).await;
+        assert!(recovered.findings.is_empty(), "{:?}", recovered.findings);
+        assert_eq!(recovered.partitions[0].offsets().1, Offset(4));
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_corrupt_checkpoint_takes_its_partitions_offline() {
+    let sim = run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        produce(&disk, &engine, &sink, &slots, 3).await;
+        disk.sleep(Duration::from_secs(1)).await;
+        assert!(engine.metrics().checkpoints > 0);
+    });
+    let sim = sim.crash(Crash::Power);
+    let disk = sim.disk();
+    sim.run(async move {
+        let checkpoint =
+            disk.files().keys().find(|path| path.starts_with("checkpoint/1-0-")).cloned().unwrap();
+        disk.corrupt(&checkpoint, 60, 1).unwrap();
+        let recovered = recovered(&disk, 2, 1).await;
+        assert!(
+            recovered.partitions[0].offline.as_deref().unwrap().contains(&checkpoint),
+            "{:?}",
+            recovered.findings
+        );
+    })
+    .unwrap();
+}
+
+#[test]
+fn deleted_partitions_leave_nothing_and_their_names_can_be_used_again() {
+    run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        produce(&disk, &engine, &sink, &slots, 3).await;
+        let (bytes, header) = batch(900, 1, 100);
+        engine.append(slots[0], 0, bytes, &header, 900).unwrap();
+        engine.delete_partition(&id(0)).await.unwrap();
+        until_settled(&disk, &sink, 1).await;
+        assert_eq!(engine.partition(&id(0)), None);
+        assert_eq!(engine.read(slots[0], Offset(0), 1, true).err(), Some(ReadError::Gone));
+        let again = PartitionId { topic: TopicId([2; 16]), partition: 0 };
+        let slot = engine.create_partition(again, "t-0", config(), LeaderEpoch(0)).await.unwrap();
+        assert_eq!(engine.offsets(slot).unwrap(), Offsets::default());
+        disk.sleep(Duration::from_secs(120)).await;
+        assert!(disk.files().keys().all(|path| !path.contains("-delete")), "{:?}", disk.files().keys());
+        engine.stop().await;
+    });
+}
+
+#[test]
+fn delete_records_moves_the_log_start_durably_and_frees_segments() {
+    let sim = run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        produce(&disk, &engine, &sink, &slots, 200).await;
+        disk.sleep(Duration::from_secs(1)).await;
+        let segments = |disk: &SimDisk| disk.files().keys().filter(|path| path.ends_with(".log")).count();
+        assert!(segments(&disk) > 2);
+        assert_eq!(
+            engine.delete_records(slots[0], Offset(401), 1).unwrap_err().1,
+            ErrorCode::OffsetOutOfRange
+        );
+        assert_eq!(engine.delete_records(slots[0], Offset(390), 1).unwrap(), Offset(390));
+        until_settled(&disk, &sink, 1).await;
+        assert_eq!(engine.offsets(slots[0]).unwrap().log_start, Offset(390));
+        assert_eq!(engine.read(slots[0], Offset(389), 1, true).err(), Some(ReadError::OffsetOutOfRange));
+        disk.sleep(Duration::from_secs(1)).await;
+        assert_eq!(segments(&disk), 1);
+    });
+    let sim = sim.crash(Crash::Power);
+    let disk = sim.disk();
+    sim.run(async move {
+        let recovered = recovered(&disk, 2, 1).await;
+        assert_eq!(recovered.partitions[0].offsets(), (Offset(390), Offset(400)));
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_retry_is_answered_with_its_first_offset_and_only_when_that_is_durable() {
+    run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        let make = |sequence: i32| {
+            let mut builder = BatchBuilder::new(Compression::None).producer(5, 0, sequence);
+            builder.push(NewRecord { timestamp: 1, value: Some(b"x"), ..NewRecord::default() });
+            let bytes = Bytes::from(builder.build());
+            let header = BatchHeader::parse(&bytes).unwrap();
+            (bytes, header)
+        };
+        let (first, header) = make(0);
+        engine.append(slots[0], 0, first.clone(), &header, 1).unwrap();
+        let retried = engine.append(slots[0], 0, first.clone(), &header, 2).unwrap();
+        assert!(retried.duplicate && retried.base_offset == Offset(0));
+        assert!(sink.0.borrow().answers.is_empty());
+        until_settled(&disk, &sink, 2).await;
+        assert_eq!(engine.append(slots[0], 0, first, &header, 3).unwrap().base_offset, Offset(0));
+        until_settled(&disk, &sink, 3).await;
+        let (gap, header) = make(5);
+        let refused = engine.append(slots[0], 0, gap, &header, 4).unwrap_err().1;
+        assert_eq!(refused, AppendError::Refused(ErrorCode::OutOfOrderSequenceNumber));
+        engine.stop().await;
+    });
+}
+
+#[test]
+fn a_clean_stop_leaves_segments_of_their_true_length_and_nothing_to_replay() {
+    let sim = run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 3).await;
+        let kept = produce(&disk, &engine, &sink, &slots, 10).await;
+        engine.stop().await;
+        let size: usize = kept[0].iter().map(|(_, records)| records.len() + 61).sum();
+        assert_eq!(disk.files()["t-0/00000000000000000000.log"].len(), size);
+    });
+    let sim = sim.crash(Crash::Power);
+    let disk = sim.disk();
+    sim.run(async move {
+        let recovered = recovered(&disk, 2, 3).await;
+        assert_eq!(recovered.written_bytes, 0);
+        assert!(recovered.findings.is_empty());
+    })
+    .unwrap();
+}
