@@ -222,8 +222,7 @@ fn a_torn_tail_is_cut() {
     sim.run(async move {
         // The last group alone: nothing says that it was durable.
         let journal = &disk.files()["journal/00"];
-        let last =
-            (0..journal.len()).step_by(4096).filter(|at| journal[*at..].starts_with(b"FLUMGRUP")).next_back();
+        let last = (0..journal.len()).step_by(4096).rfind(|at| journal[*at..].starts_with(b"FLUMGRUP"));
         disk.corrupt("journal/00", last.unwrap() as u64 + 300, 1).unwrap();
         let recovered = recovered(&disk, 2, 1).await;
         assert!(recovered.findings.is_empty(), "{:?}", recovered.findings);
@@ -293,7 +292,13 @@ fn delete_records_moves_the_log_start_durably_and_frees_segments() {
         assert_eq!(engine.offsets(slots[0]).unwrap().log_start, Offset(390));
         assert_eq!(engine.read(slots[0], Offset(389), 1, true).err(), Some(ReadError::OffsetOutOfRange));
         disk.sleep(Duration::from_secs(1)).await;
-        assert_eq!(segments(&disk), 1);
+        // Virtual time may leap: what counts is that it comes.
+        for _ in 0..100 {
+            if segments(&disk) > 1 {
+                disk.sleep(Duration::from_millis(50)).await;
+            }
+        }
+        assert_eq!(segments(&disk), 1, "{:?}", disk.files().keys());
     });
     let sim = sim.crash(Crash::Power);
     let disk = sim.disk();
