@@ -304,8 +304,21 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let Some(partition) = state.get(slot) else { return };
             crate::partition::segment_path(&partition.directory, base)
         };
-        self.take_offline(slot, format!("{what} of {path}.log failed: {error}"));
+        let reason = format!("{what} of {path}.log failed: {error}");
+        match what {
+            "sync" => self.sync_fault(slot, reason),
+            _ => self.take_offline(slot, reason),
+        }
         self.settle_soon();
+    }
+
+    /// After a sync that failed nothing is known of what was written since the last checkpoint, and no later sync would
+    /// tell: the journal keeps all of it, for a start on a healthy disk.
+    pub(crate) fn sync_fault(&self, slot: Slot, reason: String) {
+        if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
+            partition.sync_failed = true;
+        }
+        self.take_offline(slot, reason);
     }
 
     /// Has the commit loop hand out what is ready.

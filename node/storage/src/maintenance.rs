@@ -39,6 +39,8 @@ struct Snapshot<D: Disk> {
     directories: Vec<Rc<str>>,
     /// Files written since the last checkpoint.
     files: Vec<(Slot, Offset, Rc<D::File>)>,
+    /// What it says of each partition.
+    filled: Vec<(Slot, Filled)>,
 }
 
 /// A write of a fill, planned.
@@ -277,7 +279,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             self.make_reserve().await;
         }
         match written {
-            Ok(()) => self.covered(snapshot.covered, started),
+            Ok(()) => self.covered(&snapshot, started),
             Err(error) => {
                 let mut state = self.state.borrow_mut();
                 state.metrics.checkpoints_failed += 1;
@@ -304,6 +306,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     partition.chunks.range((partition.unfilled - partition.chunks_first) as usize..);
                 unfilled.all(|chunk| chunk.len() <= entry_max)
             };
+            let broken = broken && !partition.sync_failed;
             if broken && partition.has_unfilled() && partition.covered(durable) < sealed && small(partition) {
                 partition.relog = Some(partition.unfilled);
                 state.mark_dirty(slot);
@@ -317,10 +320,15 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.state.borrow_mut().dirty_since.get_or_insert(now);
     }
 
-    fn covered(&self, covered: Lsn, started: Duration) {
+    fn covered(&self, snapshot: &Snapshot<D>, started: Duration) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
-        state.journal.release(covered);
+        state.journal.release(snapshot.covered);
+        for (slot, filled) in &snapshot.filled {
+            if let Some(partition) = state.get_mut(*slot) {
+                partition.checkpointed = *filled;
+            }
+        }
         if state.journal.free_count() > 0 {
             state.journal.disk_full = false;
         }
@@ -340,6 +348,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let durable = state.journal.durable_lsn;
         let mut covered = durable;
         let (mut records, mut directories, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        let mut filled = Vec::new();
         for slot in state.slots() {
             let Some(partition) = state.get_mut(slot) else { continue };
             let record = match &partition.frozen {
@@ -347,6 +356,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 None => {
                     let lsn = if pretend { durable } else { partition.covered(durable) };
                     covered = covered.min(lsn);
+                    if !partition.sync_failed {
+                        filled.push((slot, Filled { lsn, ..partition.filled }));
+                    }
                     partition.record(self.settings.incarnation, lsn, pretend)
                 }
             };
@@ -372,7 +384,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             durable_lsn: durable,
             records,
         };
-        Snapshot { checkpoint, covered, directories, files }
+        Snapshot { checkpoint, covered, directories, files, filled }
     }
 
     /// Makes fills durable, with the directories of new segments. `false` when some partition went offline.
@@ -398,7 +410,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     state.slots().into_iter().filter(same).collect()
                 };
                 for slot in slots {
-                    self.take_offline(slot, format!("sync of directory {directory} failed: {error}"));
+                    self.sync_fault(slot, format!("sync of directory {directory} failed: {error}"));
                 }
                 sound = false;
             }
@@ -672,7 +684,7 @@ impl<D: Disk, T> Partition<D, T> {
         lsn: Lsn,
         pretend: bool,
     ) -> Record {
-        let mut filled = self.filled;
+        let mut filled = if self.sync_failed { self.checkpointed } else { self.filled };
         if pretend
             && let Some(chunk) = self.chunks.iter().rev().find(|chunk| chunk.last_offset < self.durable_end)
         {

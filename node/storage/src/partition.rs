@@ -120,6 +120,10 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) unfilled: u64,
     pub(crate) unfilled_bytes: usize,
     pub(crate) filled: Filled,
+    /// How far a durable checkpoint says that the segments hold everything.
+    pub(crate) checkpointed: Filled,
+    /// A sync failed: of what was written since the last checkpoint nothing is known, so its journals stay.
+    pub(crate) sync_failed: bool,
     /// It waits for a fill before a checkpoint.
     pub(crate) fill_wanted: bool,
     pub(crate) writers: VecDeque<Writer<D>>,
@@ -186,6 +190,8 @@ impl<D: Disk, T> Partition<D, T> {
             unfilled: 0,
             unfilled_bytes: 0,
             filled: Filled { lsn, end, segment_base: active.base_offset, position: active.size },
+            checkpointed: Filled { lsn, end, segment_base: active.base_offset, position: active.size },
+            sync_failed: false,
             fill_wanted: false,
             writers: VecDeque::from([Writer::new(active.base_offset, active.size, ALLOCATE_BYTES_MIN)]),
             indexes: VecDeque::from([Rc::new(RefCell::new(index))]),
@@ -297,6 +303,9 @@ impl<D: Disk, T> Partition<D, T> {
 
     /// LSN up to which nothing of this partition is needed from the journal.
     pub(crate) fn covered(&self, durable: Lsn) -> Lsn {
+        if self.sync_failed {
+            return self.checkpointed.lsn;
+        }
         // Of an offline partition, chunks that were journalled again are younger than those behind them.
         let unfilled = self.chunks.range((self.unfilled - self.chunks_first) as usize..);
         let depth = if self.offline.is_some() { usize::MAX } else { 1 };

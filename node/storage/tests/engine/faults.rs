@@ -353,3 +353,108 @@ fn a_clean_stop_leaves_segments_of_their_true_length_and_nothing_to_replay() {
     })
     .unwrap();
 }
+
+#[test]
+fn a_failed_sync_is_never_believed_later() {
+    let kept: Rc<RefCell<Vec<_>>> = Rc::default();
+    let seen = kept.clone();
+    let sim = run(async move |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 2).await;
+        let mut all = produce(&disk, &engine, &sink, &slots, 10).await;
+        // `syncfs` fails, and then the sync of one of the files.
+        disk.inject(Fault { count: 1, ..fault("sync_all", Operation::Sync, ErrorKind::Other) });
+        disk.inject(Fault { count: 1, ..fault("t-0/", Operation::Sync, ErrorKind::Other) });
+        for _ in 0..40 {
+            if sink.0.borrow().offline.is_empty() {
+                disk.sleep(Duration::from_millis(50)).await;
+            }
+        }
+        let offline = sink.0.borrow().offline.clone();
+        assert!(
+            offline.iter().all(|(_, reason)| reason.contains("sync")) && !offline.is_empty(),
+            "{offline:?}"
+        );
+        let more = produce(&disk, &engine, &sink, &slots, 30).await;
+        assert!(more[0].is_empty());
+        // The simulated disk may have failed the other's writes too; where it did not, it goes on.
+        all[1].extend(more[1].clone());
+        disk.sleep(Duration::from_secs(1)).await;
+        *seen.borrow_mut() = all;
+    });
+    let kept = kept.take();
+    after_crash(sim, Crash::Power, 2, kept);
+}
+
+#[test]
+fn retention_by_time_rolls_and_empties_a_log() {
+    run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        produce(&disk, &engine, &sink, &slots, 50).await;
+        engine.set_config(slots[0], LogConfig { retention_ms: 1000, ..config() });
+        for _ in 0..2000 {
+            if engine.offsets(slots[0]).unwrap().log_start < Offset(100) {
+                disk.sleep(Duration::from_secs(1)).await;
+            }
+        }
+        assert_eq!(engine.offsets(slots[0]).unwrap().log_start, Offset(100));
+        for _ in 0..100 {
+            if engine.size_bytes(slots[0]) > 0 {
+                disk.sleep(Duration::from_secs(10)).await;
+            }
+        }
+        assert_eq!(engine.size_bytes(slots[0]), 0);
+        let more = produce(&disk, &engine, &sink, &slots, 2).await;
+        assert_eq!(more[0][0].0, 100);
+        engine.stop().await;
+        assert!(disk.files().contains_key("t-0/00000000000000000100.log"), "{:?}", disk.files().keys());
+    });
+}
+
+#[test]
+fn offsets_are_found_by_time_on_disk_and_in_memory() {
+    run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        engine.set_config(slots[0], LogConfig { retention_ms: -1, ..config() });
+        for round in 0..120i64 {
+            let mut builder = BatchBuilder::new(Compression::None);
+            for at in 0..3 {
+                let timestamp = 1_000_000 + round * 30 + at * 10;
+                builder.push(NewRecord { timestamp, value: Some(&[7; 400]), ..NewRecord::default() });
+            }
+            let bytes = Bytes::from(builder.build());
+            let header = BatchHeader::parse(&bytes).unwrap();
+            engine.append(slots[0], 0, bytes, &header, round as u64).unwrap();
+            until_settled(&disk, &sink, round as usize + 1).await;
+        }
+        for wait in [0, 2] {
+            disk.sleep(Duration::from_secs(wait)).await;
+            for offset in [0i64, 1, 100, 200, 358, 359] {
+                let wanted = Timestamp(1_000_000 + offset * 10 - 5);
+                let found = engine.offset_for_timestamp(slots[0], wanted).await.unwrap();
+                let found = found.unwrap_or_else(|| panic!("{offset} after {wait}: {:?}", engine.metrics()));
+                assert_eq!((found.0, found.1), (Offset(offset), Timestamp(1_000_000 + offset * 10)));
+            }
+            assert_eq!(engine.offset_for_timestamp(slots[0], Timestamp(1_003_591)).await.unwrap(), None);
+            let greatest = engine.max_timestamp(slots[0]).await.unwrap().unwrap();
+            assert_eq!((greatest.0, greatest.1), (Offset(359), Timestamp(1_003_590)));
+        }
+        engine.stop().await;
+    });
+}
+
+#[test]
+fn a_relaxed_topic_is_acknowledged_when_its_group_is_formed() {
+    run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 2).await;
+        engine.set_config(slots[1], LogConfig { flush_messages: i64::MAX, ..config() });
+        produce(&disk, &engine, &sink, &slots, 2).await;
+        for (slot, tag) in [(slots[0], 10), (slots[1], 11)] {
+            let (bytes, header) = batch(tag, 1, 100);
+            engine.append(slot, 0, bytes, &header, tag).unwrap();
+        }
+        until_settled(&disk, &sink, 2).await;
+        let order: Vec<u64> = sink.0.borrow().answers.iter().map(|(tag, _)| *tag).collect();
+        assert_eq!(order, [11, 10], "the relaxed one first, though it came last");
+        engine.stop().await;
+    });
+}
