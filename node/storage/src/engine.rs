@@ -512,6 +512,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         partition.epochs.end_offset_for(epoch, partition.high_watermark)
     }
 
+    /// The epoch under which the record at `offset` was written.
+    pub fn epoch_of(&self, slot: Slot, offset: Offset) -> Option<LeaderEpoch> {
+        self.state.borrow().get(slot)?.epochs.epoch_for(offset)
+    }
+
     /// Moves the log start up to `offset` (-1 is the high watermark). The token comes back when that is durable.
     pub fn delete_records(&self, slot: Slot, offset: Offset, token: T) -> Result<Offset, (T, ErrorCode)> {
         if self.life.get() != Life::Running {

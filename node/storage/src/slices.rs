@@ -61,6 +61,11 @@ impl<B> Slice<B> {
         self.start == self.end
     }
 
+    /// Where it lies in its buffer.
+    pub fn range(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
     /// The buffer behind it.
     pub fn buffer(&self) -> &Rc<B> {
         &self.buffer
