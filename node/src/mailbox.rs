@@ -233,11 +233,17 @@ impl<Q: Send, P: Send> Caller<Q, P> {
     }
 
     /// As [`Caller::try_call`], waiting for room. `Gone` when the other shard has ended.
-    pub async fn call(&self, to: ShardId, mut body: Q) -> Result<P, Gone> {
+    pub async fn call(&self, to: ShardId, body: Q) -> Result<P, Gone> {
+        self.send(to, body).await?.await
+    }
+
+    /// As [`Caller::call`], returning as soon as the request is on its way: requests sent one after the other arrive
+    /// in that order.
+    pub async fn send(&self, to: ShardId, mut body: Q) -> Result<Call<Q, P>, Gone> {
         loop {
             let freed = self.0.freed.next();
             match self.try_call(to, body) {
-                Ok(call) => return call.await,
+                Ok(call) => return Ok(call),
                 Err(Full(again)) => body = again,
             }
             self.room(to, freed).await?;

@@ -4,7 +4,7 @@ use flumen_node::cli::Arguments;
 use flumen_node::config::Config;
 use flumen_node::probe::log;
 use flumen_node::runtime::Stopper;
-use flumen_node::{kernel, runtime, signals, sys};
+use flumen_node::{kernel, runtime, server, signals, sys};
 use std::process::ExitCode;
 
 /// What was asked for makes no sense.
@@ -42,6 +42,7 @@ fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
         tracing::warn!("{warning}");
     }
     let stopper = Stopper::new();
-    signals::handle(stopper)?;
-    Err("this build does not serve yet".into())
+    signals::handle(stopper.clone())?;
+    server::run(config, &place, stopper)?;
+    Ok(())
 }

@@ -13,6 +13,7 @@
 mod clock;
 mod executor;
 pub mod local;
+mod readiness;
 mod stop;
 mod task;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub mod watchdog;
 pub use clock::{Elapsed, now_ms, sleep, timeout, uptime, yield_if_needed, yield_now};
 pub(crate) use executor::InFlight;
 pub use executor::{Executors, Seat, Settings, StartError, blocking, run_once, shard, start};
+pub use readiness::readable;
 pub use stop::{Stop, Stopper};
 pub(crate) use task::quietly;
 pub use task::{Join, Lost, Queue, panic_is_expected, spawn, spawn_in, spawn_isolated};

@@ -140,3 +140,17 @@ pub fn usage() -> Usage {
         open_files: std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64),
     }
 }
+
+/// Bytes that nobody can guess, from the kernel.
+pub fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(more) => filled += more,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("the kernel gives no random bytes: {error}"),
+        }
+    }
+    bytes
+}

@@ -10,8 +10,8 @@ mod uring;
 pub use file::{FileSystem, file_system, sync_file_system};
 pub use lent::{Lender, Lent, Stable};
 pub use machine::{
-    Limit, Resource, Usage, allowed_cpus, limit, memory_total, raise_limit, register_membarrier, thread_id,
-    usage,
+    Limit, Resource, Usage, allowed_cpus, limit, memory_total, raise_limit, random_bytes,
+    register_membarrier, thread_id, usage,
 };
-pub use socket::{ListenError, duplicate, listen, listener, send_vectored, stream};
+pub use socket::{Bound, ListenError, bind, duplicate, listener, receive_into, send_vectored, stream};
 pub use uring::probe_uring;

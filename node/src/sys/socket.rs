@@ -1,9 +1,10 @@
 //! Sockets: listeners that the shards share and nobody else, and vectored sends.
+use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 /// Connections that wait to be accepted, for each shard.
 const BACKLOG: i32 = 1024;
@@ -43,10 +44,16 @@ impl fmt::Display for ListenError {
 
 impl std::error::Error for ListenError {}
 
-/// Listeners on one address, one for each shard; the kernel spreads connections over them. With port 0 all get the
-/// same free port. An address that any other process listens on is refused, also when that process shares
-/// its port as we do: the first listener is bound without sharing, and shares only once it has the port.
-pub fn listen(address: SocketAddr, shards: usize) -> Result<(Vec<OwnedFd>, SocketAddr), ListenError> {
+/// Sockets on one address, one for each shard, that do not listen yet: who connects is refused.
+pub struct Bound {
+    sockets: Vec<Socket>,
+    address: SocketAddr,
+}
+
+/// Binds one socket for each shard; the kernel spreads connections over them. With port 0 all get the same free
+/// port. An address that any other process listens on is refused, also when that process shares its port as
+/// we do: the first socket is bound without sharing, and shares only once it has the port.
+pub fn bind(address: SocketAddr, shards: usize) -> Result<Bound, ListenError> {
     let fail = |error| ListenError { address, error };
     let first = bound(address, false).map_err(fail)?;
     first.set_reuse_port(true).map_err(fail)?;
@@ -54,15 +61,26 @@ pub fn listen(address: SocketAddr, shards: usize) -> Result<(Vec<OwnedFd>, Socke
         .local_addr()
         .and_then(|local| local.as_socket().ok_or_else(|| io::Error::other("not an internet address")))
         .map_err(fail)?;
-    let mut listeners = vec![first];
+    let mut sockets = vec![first];
     for _ in 1..shards {
-        listeners.push(bound(local, true).map_err(fail)?);
+        sockets.push(bound(local, true).map_err(fail)?);
     }
-    // Only now, so that no shard is sent connections while others cannot have theirs.
-    for listener in &listeners {
-        listener.listen(BACKLOG).map_err(fail)?;
+    Ok(Bound { sockets, address: local })
+}
+
+impl Bound {
+    /// The address, with the port that was found free where none was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
-    Ok((listeners.into_iter().map(OwnedFd::from).collect(), local))
+
+    /// Starts to listen, on all at once, so that no shard is sent connections while others cannot have theirs.
+    pub fn listen(self) -> Result<Vec<OwnedFd>, ListenError> {
+        for socket in &self.sockets {
+            socket.listen(BACKLOG).map_err(|error| ListenError { address: self.address, error })?;
+        }
+        Ok(self.sockets.into_iter().map(OwnedFd::from).collect())
+    }
 }
 
 fn bound(address: SocketAddr, share: bool) -> io::Result<Socket> {
@@ -110,11 +128,33 @@ pub fn send_vectored(socket: &impl AsRawFd, slices: &[IoSlice<'_>]) -> io::Resul
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Receives what is there, without waiting, into the spare room of `buffer`: at most `room` bytes, for which it must
+/// have capacity. 0: the peer has ended its side.
+pub fn receive_into(
+    socket: BorrowedFd<'_>,
+    buffer: &mut BytesMut,
+    room: usize,
+) -> Result<usize, rustix::io::Errno> {
+    let spare = &mut buffer.spare_capacity_mut()[..room];
+    let (filled, _) = rustix::net::recv(socket, spare, rustix::net::RecvFlags::DONTWAIT)?.0;
+    let received = filled.len();
+    let len = buffer.len() + received;
+    // SAFETY: the kernel has initialised `received` bytes of the spare capacity, from its start.
+    unsafe { buffer.set_len(len) };
+    Ok(received)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
+
+    fn listen(address: SocketAddr, shards: usize) -> Result<(Vec<OwnedFd>, SocketAddr), ListenError> {
+        let bound = bind(address, shards)?;
+        let address = bound.address();
+        Ok((bound.listen()?, address))
+    }
 
     fn any() -> SocketAddr {
         "127.0.0.1:0".parse().expect("an address")

@@ -1,0 +1,67 @@
+//! ApiVersions (key 18): what this node serves. KIP-35, KIP-511, KIP-584.
+
+use flumen_wire::ErrorCode;
+use flumen_wire::api::SUPPORTED;
+use flumen_wire::codec::Writer;
+use flumen_wire::frame::encode_response;
+use flumen_wire::messages::api_versions_request::ApiVersionsRequest;
+use flumen_wire::messages::api_versions_response::{
+    ApiVersion, ApiVersionsResponse, FinalizedFeatureKey, SupportedFeatureKey,
+};
+
+use super::{Refusal, Request};
+use crate::net::response::Response;
+use crate::shard::Shard;
+
+/// Features that this node knows, with the levels that it can work at. Clients take `transaction.version` 2 and
+/// `group.version` 1 as leave to use protocols that are not here yet, so those stay out.
+pub(crate) const FEATURES: &[(&str, i16, i16)] = &[("metadata.version", 1, 29)];
+
+pub(super) fn handle(shard: &Shard, request: &Request) -> Result<Response, Refusal> {
+    let body: ApiVersionsRequest<'_> = request.body()?;
+    let is_named = |name: &str| {
+        !name.is_empty()
+            && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'.' || c == b'-')
+            && name.bytes().next().is_some_and(|c| c.is_ascii_alphanumeric())
+            && name.bytes().last().is_some_and(|c| c.is_ascii_alphanumeric())
+    };
+    let named =
+        request.version < 3 || is_named(body.client_software_name) && is_named(body.client_software_version);
+    if !named {
+        let refused =
+            ApiVersionsResponse { error_code: ErrorCode::InvalidRequest.code(), ..Default::default() };
+        return Ok(request.respond(&refused));
+    }
+    let image = shard.image();
+    let mut answer = table();
+    answer.supported_features = FEATURES
+        .iter()
+        .map(|(name, min_version, max_version)| SupportedFeatureKey {
+            name,
+            min_version: *min_version,
+            max_version: *max_version,
+        })
+        .collect();
+    answer.finalized_features_epoch = image.offset() as i64;
+    answer.finalized_features = image
+        .features()
+        .map(|(name, level)| FinalizedFeatureKey { name, max_version_level: level, min_version_level: level })
+        .collect();
+    Ok(request.respond(&answer))
+}
+
+/// The answer to a version that we do not know: in version 0, with the table, so that the client can go on.
+pub(super) fn unsupported(correlation_id: i32) -> Response {
+    let answer = ApiVersionsResponse { error_code: ErrorCode::UnsupportedVersion.code(), ..table() };
+    let mut writer = Writer::new();
+    encode_response(&mut writer, correlation_id, 0, &answer);
+    Response::encoded(writer.into_bytes())
+}
+
+fn table() -> ApiVersionsResponse<'static> {
+    let api_keys = SUPPORTED
+        .iter()
+        .map(|api| ApiVersion { api_key: api.key as i16, min_version: api.min, max_version: api.max })
+        .collect();
+    ApiVersionsResponse { api_keys, ..ApiVersionsResponse::default() }
+}

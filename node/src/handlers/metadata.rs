@@ -1,0 +1,161 @@
+//! Metadata (key 3): nodes, topics, leaders. Creates topics on first use where that is allowed.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use flumen_core::metadata::{Image, NewTopic, Topic, check_topic_name, is_internal_topic};
+use flumen_core::types::TopicId;
+use flumen_wire::ErrorCode;
+use flumen_wire::messages::metadata_request::{MetadataRequest, MetadataRequestTopic};
+use flumen_wire::messages::metadata_response::{
+    MetadataResponse, MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+
+use super::authorized_operations as operations;
+use super::{Refusal, Request};
+use crate::net::response::Response;
+use crate::shard::Shard;
+
+pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
+    let body: MetadataRequest<'_> = request.body()?;
+    let asked = match &body.topics {
+        // Version 0 has no null: an empty list stands for all.
+        Some(topics) if request.version == 0 && topics.is_empty() => None,
+        other => other.as_deref(),
+    };
+    let refusals = match asked {
+        Some(topics) if body.allow_auto_topic_creation || request.version < 4 => {
+            create_missing(shard, topics).await
+        }
+        _ => Vec::new(),
+    };
+    let image = shard.image();
+    let topics = match asked {
+        None => image.topics().map(|topic| describe(topic, None)).collect(),
+        Some(asked) => asked.iter().map(|topic| look_up(&image, topic, &refusals)).collect(),
+    };
+    let mut answer = MetadataResponse { topics, ..MetadataResponse::default() };
+    if body.include_topic_authorized_operations {
+        for topic in answer.topics.iter_mut().filter(|topic| topic.error_code == 0) {
+            topic.topic_authorized_operations = operations::TOPIC;
+        }
+    }
+    if body.include_cluster_authorized_operations {
+        answer.cluster_authorized_operations = operations::CLUSTER;
+    }
+    let cluster_id = image.cluster_id().map(|id| id.to_string());
+    answer.cluster_id = cluster_id.as_deref();
+    answer.controller_id = shard.node_id().0;
+    answer.brokers = image
+        .brokers()
+        .filter_map(|broker| {
+            let listener = broker.listeners.first()?;
+            Some(MetadataResponseBroker {
+                node_id: broker.node.0,
+                host: &listener.host,
+                port: i32::from(listener.port),
+                rack: broker.rack.as_deref(),
+            })
+        })
+        .collect();
+    Ok(request.respond(&answer))
+}
+
+/// Creates the topics that are not there. Returns those that could not be created, and why.
+async fn create_missing(shard: &Rc<Shard>, asked: &[MetadataRequestTopic<'_>]) -> Vec<(String, ErrorCode)> {
+    if !shard.config().auto_create_topics_enable {
+        return Vec::new();
+    }
+    let image = shard.image();
+    let mut missing: Vec<String> = asked
+        .iter()
+        .filter_map(|topic| topic.name)
+        .filter(|name| image.topic(name).is_none() && check_topic_name(name).is_ok())
+        .map(str::to_owned)
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let ids: Vec<_> = missing.iter().map(|_| super::create_topics::new_topic_id(shard)).collect();
+    let names = missing.clone();
+    let decided = shard
+        .decide(move |controller| {
+            let topics: Vec<_> = names.iter().map(|name| NewTopic::with_defaults(name)).collect();
+            Ok(controller.create_topics(&topics, &ids, false))
+        })
+        .await;
+    match decided {
+        Err(refused) => missing.into_iter().map(|name| (name, refused.code)).collect(),
+        Ok(results) => missing
+            .into_iter()
+            .zip(results)
+            .filter_map(|(name, result)| match result {
+                Ok(_) => None,
+                // Somebody else was quicker.
+                Err(refused) if refused.code == ErrorCode::TopicAlreadyExists => None,
+                Err(refused) => Some((name, refused.code)),
+            })
+            .collect(),
+    }
+}
+
+fn look_up<'a>(
+    image: &'a Image,
+    asked: &'a MetadataRequestTopic<'a>,
+    refusals: &[(String, ErrorCode)],
+) -> MetadataResponseTopic<'a> {
+    let Some(name) = asked.name else {
+        return match image.topic_by_id(TopicId(asked.topic_id)) {
+            Some(topic) => describe(topic, None),
+            None => unknown(ErrorCode::UnknownTopicId, asked),
+        };
+    };
+    if let Some(topic) = image.topic(name) {
+        return describe(topic, Some(name));
+    }
+    let refusal = refusals.iter().find(|(refused, _)| refused == name);
+    let error = match refusal {
+        Some((_, error)) => *error,
+        None if check_topic_name(name).is_err() => ErrorCode::InvalidTopicException,
+        None => ErrorCode::UnknownTopicOrPartition,
+    };
+    unknown(error, asked)
+}
+
+fn unknown<'a>(error: ErrorCode, asked: &MetadataRequestTopic<'a>) -> MetadataResponseTopic<'a> {
+    MetadataResponseTopic {
+        error_code: error.code(),
+        name: asked.name,
+        topic_id: asked.topic_id,
+        ..MetadataResponseTopic::default()
+    }
+}
+
+fn describe<'a>(topic: &'a Arc<Topic>, name: Option<&'a str>) -> MetadataResponseTopic<'a> {
+    let name = name.unwrap_or(&topic.name);
+    MetadataResponseTopic {
+        name: Some(name),
+        topic_id: topic.id.0,
+        is_internal: is_internal_topic(name),
+        partitions: topic
+            .partitions
+            .iter()
+            .zip(0..)
+            .map(|(partition, partition_index)| MetadataResponsePartition {
+                error_code: match partition.leader {
+                    Some(_) => ErrorCode::None.code(),
+                    None => ErrorCode::LeaderNotAvailable.code(),
+                },
+                partition_index,
+                leader_id: partition.leader.map_or(-1, |leader| leader.0),
+                leader_epoch: partition.leader_epoch.0,
+                replica_nodes: partition.replicas.iter().map(|node| node.0).collect(),
+                isr_nodes: partition.isr.iter().map(|node| node.0).collect(),
+                offline_replicas: Vec::new(),
+            })
+            .collect(),
+        ..MetadataResponseTopic::default()
+    }
+}

@@ -1,0 +1,188 @@
+//! One file per Kafka API: request in, response out.
+//!
+//! [`dispatch`] is called within a turn, for each frame, in the order in which they came. Produce puts its batches in
+//! place right there; every other API runs as a task of its own, so that a slow one holds up nobody. Each request
+//! takes its place in the connection's output first, so responses leave in order whatever finishes first.
+//!
+//! A handler is `async fn handle(shard, request) -> Result<Response, Refusal>`. It decodes its body from the
+//! request's frame, which it borrows; a body that cannot be decoded ends the connection.
+
+mod alter_configs;
+mod api_versions;
+pub(crate) mod authorized_operations;
+mod carried;
+mod create_partitions;
+mod create_topics;
+mod delete_records;
+mod delete_topics;
+mod describe_cluster;
+mod describe_configs;
+mod describe_log_dirs;
+mod describe_producers;
+mod describe_topic_partitions;
+pub(crate) mod fetch;
+mod incremental_alter_configs;
+pub(crate) mod init_producer_id;
+mod list_config_resources;
+mod list_offsets;
+mod metadata;
+mod offset_for_leader_epoch;
+pub(crate) mod produce;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flumen_wire::ApiKey;
+use flumen_wire::api::{self, Unsupported};
+use flumen_wire::codec::{Decode, DecodeError, Message, Reader, Writer};
+use flumen_wire::frame::{RequestHeader, encode_response};
+
+use crate::net::Flow;
+use crate::net::connection::{Connection, Place};
+use crate::net::response::Response;
+use crate::runtime;
+use crate::shard::Shard;
+
+pub(crate) use api_versions::FEATURES;
+
+/// A request under way.
+pub(crate) struct Request {
+    pub(crate) key: ApiKey,
+    pub(crate) version: i16,
+    pub(crate) correlation_id: i32,
+    pub(crate) connection: Rc<Connection>,
+    /// Where the response goes; `None` for a produce that wants none.
+    pub(crate) place: Option<Place>,
+    pub(crate) began: Duration,
+    frame: Bytes,
+    body_at: usize,
+}
+
+/// Why a request gets no response.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Its bytes are not what its header says.
+    Malformed(DecodeError),
+    /// Its connection is to be closed for this reason.
+    Close(String),
+}
+
+impl From<DecodeError> for Refusal {
+    fn from(error: DecodeError) -> Self {
+        Refusal::Malformed(error)
+    }
+}
+
+impl Request {
+    /// Decodes the body, which borrows from the frame.
+    pub(crate) fn body<'a, M: Decode<'a>>(&'a self) -> Result<M, DecodeError> {
+        let mut reader = Reader::new(&self.frame[self.body_at..]);
+        // Bytes behind the body are no fault, as in Kafka.
+        M::decode(&mut reader, self.version)
+    }
+
+    /// Shares a part of the frame, such as a batch, without a copy.
+    pub(crate) fn share(&self, part: &[u8]) -> Bytes {
+        self.frame.slice_ref(part)
+    }
+
+    /// The response frame of a body without spliced records.
+    pub(crate) fn respond<M: Message>(&self, body: &M) -> Response {
+        let mut writer = Writer::new();
+        encode_response(&mut writer, self.correlation_id, self.version, body);
+        Response::encoded(writer.into_bytes())
+    }
+
+    /// Lets go of the frame's memory, which is shared with other requests.
+    pub(crate) fn release_frame(&mut self) {
+        self.frame = Bytes::new();
+        self.body_at = 0;
+    }
+}
+
+/// Takes one frame. What it starts goes on after the turn.
+pub(crate) fn dispatch(shard: &Shard, connection: &Rc<Connection>, frame: Bytes) -> Flow {
+    let mut reader = Reader::new(&frame);
+    let header = match RequestHeader::decode(&mut reader) {
+        Ok(header) => header,
+        Err(error) => return Flow::Close(format!("a request header that cannot be read: {error}")),
+    };
+    let body_at = frame.len() - reader.remaining();
+    let (version, correlation_id) = (header.api_version, header.correlation_id);
+    let key = match api::accept(header.api_key, version) {
+        Ok(key) => key,
+        Err(Unsupported::Version(ApiKey::ApiVersions, _)) => {
+            let place = connection.reserve();
+            shard.net.answer(connection, place, api_versions::unsupported(correlation_id));
+            return Flow::Continue;
+        }
+        Err(unsupported) => return Flow::Close(unsupported.to_string()),
+    };
+    let mut request = Request {
+        key,
+        version,
+        correlation_id,
+        connection: Rc::clone(connection),
+        place: None,
+        began: runtime::uptime(),
+        frame,
+        body_at,
+    };
+    match key {
+        ApiKey::Produce => produce::begin(shard, request),
+        _ => {
+            request.place = Some(connection.reserve());
+            run(shard.shared(), request);
+            Flow::Continue
+        }
+    }
+}
+
+/// Runs a handler as a task, and sends what it says.
+fn run(shard: Rc<Shard>, request: Request) {
+    runtime::spawn(request.key.name(), async move {
+        let Some(place) = request.place else { unreachable!("reserved before") };
+        let (key, began, connection) = (request.key, request.began, Rc::clone(&request.connection));
+        match handle(&shard, request).await {
+            Ok(response) => {
+                shard.net.answer(&connection, place, response);
+                shard.probe.request(key as i16, runtime::uptime().saturating_sub(began), false);
+            }
+            Err(refusal) => {
+                let reason = match refusal {
+                    Refusal::Malformed(error) => format!("{} that cannot be read: {error}", key.name()),
+                    Refusal::Close(reason) => reason,
+                };
+                crate::net::Requests::complain(&*shard, connection.peer, &reason);
+                shard.net.close(&connection);
+            }
+        }
+        shard.net.flush(&*shard);
+    });
+}
+
+async fn handle(shard: &Rc<Shard>, request: Request) -> Result<Response, Refusal> {
+    let r = request;
+    match r.key {
+        ApiKey::Fetch => fetch::handle(shard, r).await,
+        ApiKey::ListOffsets => list_offsets::handle(shard, &r).await,
+        ApiKey::Metadata => metadata::handle(shard, &r).await,
+        ApiKey::ApiVersions => api_versions::handle(shard, &r),
+        ApiKey::CreateTopics => create_topics::handle(shard, &r).await,
+        ApiKey::DeleteTopics => delete_topics::handle(shard, &r).await,
+        ApiKey::DeleteRecords => delete_records::handle(shard, &r).await,
+        ApiKey::InitProducerId => init_producer_id::handle(shard, &r).await,
+        ApiKey::OffsetForLeaderEpoch => offset_for_leader_epoch::handle(shard, &r).await,
+        ApiKey::DescribeConfigs => describe_configs::handle(shard, &r).await,
+        ApiKey::AlterConfigs => alter_configs::handle(shard, &r).await,
+        ApiKey::IncrementalAlterConfigs => incremental_alter_configs::handle(shard, &r).await,
+        ApiKey::DescribeLogDirs => describe_log_dirs::handle(shard, &r).await,
+        ApiKey::CreatePartitions => create_partitions::handle(shard, &r).await,
+        ApiKey::DescribeCluster => describe_cluster::handle(shard, &r),
+        ApiKey::DescribeProducers => describe_producers::handle(shard, &r).await,
+        ApiKey::ListConfigResources => list_config_resources::handle(shard, &r),
+        ApiKey::DescribeTopicPartitions => describe_topic_partitions::handle(shard, &r),
+        other => Err(Refusal::Close(format!("{} is not served", other.name()))),
+    }
+}

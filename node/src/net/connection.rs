@@ -1,0 +1,241 @@
+//! One client connection: requests in, responses out in the order of their requests.
+//!
+//! Owned by the shard whose listener accepted it; never leaves that core. Requests of one connection are worked
+//! on at the same time, so each takes a *place* in the output first, and its response leaves when all places
+//! before it have left.
+//!
+//! ```text
+//!   open ──(peer closes, bad frame, I/O error, too slow)──> closed
+//!     reading <──> paused      paused: the peer must first take its responses, or the shard has no room
+//! ```
+//!
+//! Invariants:
+//! - responses leave in the order of the requests;
+//! - nothing is allocated by a length that a peer merely claims: buffers grow as the bytes arrive;
+//! - what one connection can pin is bounded: its unprocessed input by one frame, its places by
+//!   `REQUESTS_IN_FLIGHT_MAX`, and no further request is read while `UNSENT_BYTES_PAUSE` wait to be sent.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+
+use super::response::{Piece, Response};
+use crate::shard::fetch::ParkedFetch;
+
+/// Requests of one connection that may be under way at once; past it, its input waits in the socket.
+pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 256;
+/// Response bytes waiting to be sent, from which on no further request of the connection is read.
+pub(crate) const UNSENT_BYTES_PAUSE: usize = 1 << 20;
+/// Slices given to one `sendmsg`.
+const IOVECS_MAX: usize = 64;
+
+/// Names a connection of this shard for good: slots are used again, keys are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectionKey {
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+}
+
+impl ConnectionKey {
+    pub(super) fn to_u64(self) -> u64 {
+        u64::from(self.slot) | u64::from(self.generation) << 32
+    }
+
+    pub(super) fn from_u64(data: u64) -> Self {
+        ConnectionKey { slot: data as u32, generation: (data >> 32) as u32 }
+    }
+}
+
+/// The place of a response in the output of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(u64);
+
+pub(crate) struct Connection {
+    pub(crate) key: ConnectionKey,
+    pub(crate) peer: SocketAddr,
+    pub(super) socket: OwnedFd,
+    /// The head of a frame whose rest has not arrived.
+    pub(super) partial: RefCell<BytesMut>,
+    /// `partial` holds whole frames, left there by a pause.
+    pub(super) backlog: Cell<bool>,
+    output: RefCell<Output>,
+    pub(super) closed: Cell<bool>,
+    /// What epoll watches for.
+    pub(super) interest: Cell<Interest>,
+    /// On the list of connections to look after at the end of this turn.
+    pub(super) listed: Cell<bool>,
+    /// A handler asked for a pause (back-pressure of the log).
+    pub(super) held: Cell<u32>,
+    pub(super) last_active: Cell<Duration>,
+    /// Fetches of this connection that wait for data.
+    pub(crate) parked: RefCell<Vec<Rc<ParkedFetch>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Interest {
+    pub(super) read: bool,
+    pub(super) write: bool,
+}
+
+#[derive(Default)]
+struct Output {
+    /// Number of the first place in `places`.
+    first: u64,
+    /// `None`: the answer is still being worked on.
+    places: VecDeque<Option<Response>>,
+    /// Responses that are next to leave.
+    unsent: VecDeque<Piece>,
+    /// Bytes of the first unsent piece that have left.
+    sent_of_first: usize,
+    unsent_bytes: usize,
+    /// Bytes of ready responses that wait behind one that is not.
+    waiting_bytes: usize,
+}
+
+/// What became of an attempt to send.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    All,
+    /// The socket is full.
+    Blocked,
+    /// The peer is gone.
+    Failed,
+}
+
+impl Connection {
+    pub(super) fn new(key: ConnectionKey, socket: OwnedFd, peer: SocketAddr, now: Duration) -> Self {
+        Connection {
+            key,
+            peer,
+            socket,
+            partial: RefCell::default(),
+            backlog: Cell::new(false),
+            output: RefCell::default(),
+            closed: Cell::new(false),
+            interest: Cell::new(Interest { read: true, write: false }),
+            listed: Cell::new(false),
+            held: Cell::new(0),
+            last_active: Cell::new(now),
+            parked: RefCell::default(),
+        }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Takes the next place for a response.
+    pub(crate) fn reserve(&self) -> Place {
+        let mut output = self.output.borrow_mut();
+        output.places.push_back(None);
+        Place(output.first + output.places.len() as u64 - 1)
+    }
+
+    /// Puts a response in its place. It is sent at the end of the turn, when those before it are there.
+    pub(super) fn fill(&self, place: Place, response: Response) {
+        let mut output = self.output.borrow_mut();
+        let index = place.0.checked_sub(output.first).expect("a place is filled once");
+        output.waiting_bytes += response.len();
+        let taken = output.places[index as usize].replace(response);
+        assert!(taken.is_none(), "a place is filled once");
+        while let Some(Some(_)) = output.places.front() {
+            let Some(Some(response)) = output.places.pop_front() else { unreachable!("looked at above") };
+            output.first += 1;
+            output.waiting_bytes -= response.len();
+            output.unsent_bytes += response.len();
+            output.unsent.extend(response.into_pieces());
+        }
+    }
+
+    /// Whether the next request may be read: the peer takes its responses and nothing holds it up.
+    pub(super) fn may_read(&self) -> bool {
+        let output = self.output.borrow();
+        self.held.get() == 0
+            && output.places.len() < REQUESTS_IN_FLIGHT_MAX
+            && output.unsent_bytes + output.waiting_bytes < UNSENT_BYTES_PAUSE
+    }
+
+    /// Bytes that wait for the peer to read.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        let output = self.output.borrow();
+        output.unsent_bytes + output.waiting_bytes
+    }
+
+    /// Requests whose answers have not been given yet.
+    pub(super) fn requests_in_flight(&self) -> usize {
+        self.output.borrow().places.len()
+    }
+
+    /// Sends what can be sent without waiting. Returns the outcome and the bytes that left.
+    pub(super) fn send(&self) -> (Sent, usize) {
+        let mut output = self.output.borrow_mut();
+        let mut total = 0;
+        while !output.unsent.is_empty() {
+            let result = {
+                let skip = output.sent_of_first;
+                let mut slices = [IoSlice::new(&[]); IOVECS_MAX];
+                let mut count = 0;
+                for (slice, piece) in slices.iter_mut().zip(output.unsent.iter()) {
+                    let bytes = piece.bytes();
+                    *slice = IoSlice::new(if count == 0 { &bytes[skip..] } else { bytes });
+                    count += 1;
+                }
+                sendmsg(
+                    self.socket.as_fd(),
+                    &slices[..count],
+                    &mut SendAncillaryBuffer::default(),
+                    SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+                )
+            };
+            match result {
+                Ok(sent) => {
+                    total += sent;
+                    output.consume(sent);
+                }
+                Err(Errno::AGAIN) => return (Sent::Blocked, total),
+                Err(Errno::INTR) => {}
+                Err(_) => return (Sent::Failed, total),
+            }
+        }
+        (Sent::All, total)
+    }
+
+    /// Lets go of all that is pinned for the peer.
+    pub(super) fn discard_output(&self) {
+        let mut output = self.output.borrow_mut();
+        output.unsent.clear();
+        output.unsent_bytes = 0;
+        for place in &mut output.places {
+            *place = None;
+        }
+        output.waiting_bytes = 0;
+    }
+}
+
+impl Output {
+    fn consume(&mut self, mut sent: usize) {
+        self.unsent_bytes -= sent;
+        while sent > 0 {
+            let left = self.unsent.front().map_or(0, |piece| piece.bytes().len()) - self.sent_of_first;
+            if sent < left {
+                self.sent_of_first += sent;
+                return;
+            }
+            sent -= left;
+            self.unsent.pop_front();
+            self.sent_of_first = 0;
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! The sockets of one shard: accepting, framing, back-pressure, sending.
+//!
+//! Owned by one core. All sockets of a shard hang on one epoll instance, whose readiness the executor's ring
+//! reports; one *turn* then serves every socket that is ready, so that a commit cycle finds many requests and a
+//! wake-up is shared by many connections. Responses given during a turn leave at its end, in one vectored write
+//! per connection.
+//!
+//! ```text
+//!   ring: epoll readable ──> turn: accept, receive, cut frames, handle ──> flush: send, pause, resume, close
+//! ```
+//!
+//! Invariants:
+//! - a frame is handled as soon as it is whole, and its bytes are shared, not copied, by those who need them;
+//! - a peer that does not read, or sends garbage, costs a bounded amount of memory and disturbs no other.
+
+pub(crate) mod connection;
+pub(crate) mod response;
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use flumen_wire::frame;
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
+use slab::Slab;
+
+use crate::sys;
+use connection::{Connection, ConnectionKey, Interest, Place, Sent};
+use response::Response;
+
+/// Sockets served in one turn; the rest are ready still in the next.
+const EVENTS_PER_TURN: usize = 256;
+/// Bytes taken from one socket in one turn, so that one busy peer does not hold up the others.
+const BYTES_PER_TURN: usize = 1 << 20;
+/// Memory that small frames are received into, shared by all connections of the shard.
+const ARENA_BYTES: usize = 256 << 10;
+/// Least room for one receive.
+const RECEIVE_BYTES: usize = 64 << 10;
+/// What the buffer of a large frame is made with at most, before its bytes are there.
+const FRAME_BYTES_AT_ONCE: usize = 1 << 20;
+const LISTENER: u64 = u64::MAX;
+
+/// Limits of the listener, from the broker's settings.
+#[derive(Clone, Debug)]
+pub(crate) struct NetLimits {
+    /// `socket.request.max.bytes`.
+    pub(crate) request_bytes_max: usize,
+    /// `max.connections`, of this shard.
+    pub(crate) connections_max: usize,
+    /// `connections.max.idle.ms`.
+    pub(crate) idle_max: Duration,
+    /// Response bytes that peers who do not read may pin in this shard.
+    pub(crate) unsent_bytes_max: usize,
+}
+
+/// What a handler wants done with the connection after a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    Continue,
+    /// Close it; the reason goes to the log.
+    Close(String),
+}
+
+/// Who takes the requests.
+pub(crate) trait Requests {
+    fn frame(&self, connection: &Rc<Connection>, frame: Bytes) -> Flow;
+    /// A connection was refused or closed for a reason that an operator may want to know.
+    fn complain(&self, peer: SocketAddr, reason: &str);
+}
+
+/// Counters of the sockets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct NetCounters {
+    pub(crate) accepted: u64,
+    pub(crate) refused: u64,
+    pub(crate) open: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+}
+
+pub(crate) struct Net {
+    epoll: OwnedFd,
+    listener: OwnedFd,
+    limits: NetLimits,
+    connections: RefCell<Slab<Rc<Connection>>>,
+    generation: Cell<u32>,
+    arena: RefCell<BytesMut>,
+    /// Connections with something to send, or whose pause may be over.
+    listed: RefCell<Vec<Rc<Connection>>>,
+    events: RefCell<Vec<epoll::Event>>,
+    counters: RefCell<NetCounters>,
+    accepting: Cell<bool>,
+    now: Cell<Duration>,
+}
+
+impl Net {
+    /// Takes a bound, listening socket.
+    pub(crate) fn new(listener: OwnedFd, limits: NetLimits) -> io::Result<Net> {
+        rustix::io::ioctl_fionbio(&listener, true)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
+        Ok(Net {
+            epoll,
+            listener,
+            limits,
+            connections: RefCell::default(),
+            generation: Cell::new(0),
+            arena: RefCell::default(),
+            listed: RefCell::default(),
+            events: RefCell::new(Vec::with_capacity(EVENTS_PER_TURN)),
+            counters: RefCell::default(),
+            accepting: Cell::new(true),
+            now: Cell::default(),
+        })
+    }
+
+    /// Readable when a turn has something to do.
+    pub(crate) fn readiness(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    pub(crate) fn counters(&self) -> NetCounters {
+        NetCounters { open: self.connections.borrow().len() as u64, ..*self.counters.borrow() }
+    }
+
+    /// Serves every socket that is ready, without waiting.
+    pub(crate) fn turn(&self, now: Duration, requests: &impl Requests) {
+        self.now.set(now);
+        let mut events = self.events.take();
+        events.clear();
+        let poll = epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }),
+        );
+        match poll {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => panic!("epoll_wait on our own descriptor: {error}"),
+        }
+        for event in &events {
+            let flags = event.flags;
+            let data = event.data.u64();
+            if data == LISTENER {
+                self.accept(requests);
+                continue;
+            }
+            let key = ConnectionKey::from_u64(data);
+            let Some(connection) = self.connection(key) else { continue };
+            if flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
+                self.close(&connection);
+                continue;
+            }
+            if flags.contains(epoll::EventFlags::OUT) {
+                self.list(&connection);
+            }
+            if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP) {
+                self.receive(&connection, requests);
+            }
+        }
+        self.events.replace(events);
+        self.flush(requests);
+    }
+
+    /// Answers a request. The bytes leave with the next [`Net::flush`].
+    pub(crate) fn answer(&self, connection: &Rc<Connection>, place: Place, response: Response) {
+        if connection.closed.get() {
+            return;
+        }
+        connection.fill(place, response);
+        self.list(connection);
+    }
+
+    /// Stops reading from a connection until as many [`Net::release`] have followed.
+    pub(crate) fn hold(&self, connection: &Rc<Connection>) {
+        connection.held.set(connection.held.get() + 1);
+        self.list(connection);
+    }
+
+    pub(crate) fn release(&self, connection: &Rc<Connection>) {
+        let held = connection.held.get();
+        connection.held.set(held.checked_sub(1).expect("a release follows a hold"));
+        self.list(connection);
+    }
+
+    /// Sends what is ready, and starts or stops reading where that has become right.
+    pub(crate) fn flush(&self, requests: &impl Requests) {
+        loop {
+            let Some(connection) = self.listed.borrow_mut().pop() else { return };
+            connection.listed.set(false);
+            if connection.closed.get() {
+                continue;
+            }
+            let (sent, bytes) = connection.send();
+            self.counters.borrow_mut().bytes_out += bytes as u64;
+            if bytes > 0 {
+                connection.last_active.set(self.now.get());
+            }
+            if sent == Sent::Failed {
+                self.close(&connection);
+                continue;
+            }
+            if connection.backlog.get() && connection.may_read() {
+                self.receive(&connection, requests);
+                continue;
+            }
+            self.watch(&connection, Interest { read: connection.may_read(), write: sent == Sent::Blocked });
+        }
+    }
+
+    /// Stops accepting and reading. Requests under way go on.
+    pub(crate) fn stop_reading(&self) {
+        if self.accepting.replace(false) {
+            // Deleting our own descriptor from our own epoll instance cannot fail.
+            let _ = epoll::delete(&self.epoll, &self.listener);
+        }
+        let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
+        for connection in all {
+            self.hold(&connection);
+            for parked in connection.parked.take() {
+                parked.wake();
+            }
+        }
+    }
+
+    /// Whether all requests have been answered and the answers sent.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.connections.borrow().iter().all(|(_, c)| c.requests_in_flight() == 0 && c.unsent_bytes() == 0)
+    }
+
+    pub(crate) fn close_all(&self) {
+        let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
+        for connection in all {
+            self.close(&connection);
+        }
+    }
+
+    /// Closes connections that have been idle for too long, and, when peers that do not read pin too much
+    /// memory, those of them that have stood still the longest. Called now and then.
+    pub(crate) fn sweep(&self, now: Duration, requests: &impl Requests) {
+        self.now.set(now);
+        let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
+        let mut unsent: usize = 0;
+        let mut stuck = Vec::new();
+        for connection in all {
+            let idle = now.saturating_sub(connection.last_active.get());
+            let pinned = connection.unsent_bytes();
+            if idle > self.limits.idle_max && connection.requests_in_flight() == 0 {
+                self.close(&connection);
+            } else if pinned > 0 {
+                unsent += pinned;
+                stuck.push((idle, connection));
+            }
+        }
+        stuck.sort_by_key(|(idle, _)| *idle);
+        while unsent > self.limits.unsent_bytes_max {
+            let Some((_, connection)) = stuck.pop() else { break };
+            unsent -= connection.unsent_bytes();
+            requests.complain(connection.peer, "closed: it does not read its responses, and memory is short");
+            self.close(&connection);
+        }
+    }
+
+    pub(crate) fn close(&self, connection: &Rc<Connection>) {
+        if connection.closed.replace(true) {
+            return;
+        }
+        connection.discard_output();
+        *connection.partial.borrow_mut() = BytesMut::new();
+        for parked in connection.parked.take() {
+            parked.wake();
+        }
+        let _ = epoll::delete(&self.epoll, connection.fd());
+        // The descriptor itself is closed when the last task that knows the connection lets go of it; the
+        // peer hears of it now.
+        let _ = rustix::net::shutdown(connection.fd(), rustix::net::Shutdown::Both);
+        self.connections.borrow_mut().remove(connection.key.slot as usize);
+    }
+
+    fn connection(&self, key: ConnectionKey) -> Option<Rc<Connection>> {
+        let connections = self.connections.borrow();
+        connections.get(key.slot as usize).filter(|c| c.key == key).map(Rc::clone)
+    }
+
+    fn list(&self, connection: &Rc<Connection>) {
+        if !connection.listed.replace(true) {
+            self.listed.borrow_mut().push(Rc::clone(connection));
+        }
+    }
+
+    fn watch(&self, connection: &Rc<Connection>, interest: Interest) {
+        if connection.interest.replace(interest) == interest {
+            return;
+        }
+        let mut flags = epoll::EventFlags::empty();
+        flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, interest.read);
+        flags.set(epoll::EventFlags::OUT, interest.write);
+        let data = epoll::EventData::new_u64(connection.key.to_u64());
+        if let Err(error) = epoll::modify(&self.epoll, connection.fd(), data, flags) {
+            panic!("epoll_ctl on an open descriptor of ours: {error}");
+        }
+    }
+
+    fn accept(&self, requests: &impl Requests) {
+        for _ in 0..EVENTS_PER_TURN {
+            match acceptfrom_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok((socket, peer)) => self.admit(socket, peer, requests),
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => return,
+                Err(error) => {
+                    // Out of descriptors or memory: those connected go on.
+                    let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+                    requests
+                        .complain(nowhere, &format!("accept failed: {error}; raise the limit of open files"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, socket: OwnedFd, peer: Option<SocketAddrAny>, requests: &impl Requests) {
+        let peer = peer
+            .and_then(|p| SocketAddr::try_from(p).ok())
+            .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let mut counters = self.counters.borrow_mut();
+        if self.connections.borrow().len() >= self.limits.connections_max {
+            counters.refused += 1;
+            drop(counters);
+            requests.complain(peer, "refused: max.connections is reached");
+            return;
+        }
+        counters.accepted += 1;
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
+        let mut connections = self.connections.borrow_mut();
+        let entry = connections.vacant_entry();
+        self.generation.set(self.generation.get().wrapping_add(1) & 0x7fff_ffff);
+        let key = ConnectionKey { slot: entry.key() as u32, generation: self.generation.get() };
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        if epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(key.to_u64()), flags).is_ok() {
+            entry.insert(Rc::new(Connection::new(key, socket, peer, self.now.get())));
+        }
+    }
+
+    /// Takes what the socket holds, up to a fair share, and handles every frame that is whole.
+    fn receive(&self, connection: &Rc<Connection>, requests: &impl Requests) {
+        connection.last_active.set(self.now.get());
+        let mut taken = 0;
+        while taken < BYTES_PER_TURN && connection.may_read() && !connection.closed.get() {
+            let outcome = if connection.backlog.take() {
+                let bytes = connection.partial.take().freeze();
+                self.cut_frames(connection, bytes, requests).map(|()| Received { bytes: 0, drained: false })
+            } else if connection.partial.borrow().is_empty() {
+                self.receive_frames(connection, requests)
+            } else {
+                self.receive_rest(connection, requests)
+            };
+            match outcome {
+                Ok(Received { bytes, drained }) => {
+                    self.counters.borrow_mut().bytes_in += bytes as u64;
+                    taken += bytes;
+                    if drained {
+                        break;
+                    }
+                }
+                Err(Ended::Quietly) => return self.close(connection),
+                Err(Ended::Because(reason)) => {
+                    requests.complain(connection.peer, &reason);
+                    return self.close(connection);
+                }
+            }
+        }
+        self.list(connection);
+    }
+
+    /// Receives into the shared arena and cuts it into frames; the head of the last one is kept.
+    fn receive_frames(
+        &self,
+        connection: &Rc<Connection>,
+        requests: &impl Requests,
+    ) -> Result<Received, Ended> {
+        let (bytes, room) = {
+            let mut arena = self.arena.borrow_mut();
+            if arena.capacity() < RECEIVE_BYTES {
+                *arena = BytesMut::with_capacity(ARENA_BYTES);
+            }
+            let room = arena.capacity();
+            let received = receive_into(connection, &mut arena, room)?;
+            (arena.split_to(received).freeze(), room)
+        };
+        let received = Received { bytes: bytes.len(), drained: bytes.len() < room };
+        self.cut_frames(connection, bytes, requests)?;
+        Ok(received)
+    }
+
+    /// Goes on with a frame of which a part is here; receives no byte beyond it.
+    fn receive_rest(&self, connection: &Rc<Connection>, requests: &impl Requests) -> Result<Received, Ended> {
+        let mut partial = connection.partial.take();
+        let wanted = self.wanted_len(&partial)?;
+        let missing = wanted - partial.len();
+        if partial.capacity() < wanted {
+            partial.reserve(missing.min(FRAME_BYTES_AT_ONCE.max(partial.len())));
+        }
+        let room = missing.min(partial.capacity() - partial.len());
+        let bytes = receive_into(connection, &mut partial, room)?;
+        let whole = bytes == missing && wanted > frame::PREFIX_LEN;
+        if whole {
+            self.cut_frames(connection, partial.freeze(), requests)?;
+        } else {
+            connection.partial.replace(partial);
+        }
+        Ok(Received { bytes, drained: bytes < room })
+    }
+
+    /// Handles the frames at the head of `bytes`, as long as the connection is not paused. Keeps the rest.
+    fn cut_frames(
+        &self,
+        connection: &Rc<Connection>,
+        mut bytes: Bytes,
+        requests: &impl Requests,
+    ) -> Result<(), Ended> {
+        while !bytes.is_empty() && !connection.closed.get() {
+            let wanted = self.wanted_len(&bytes)?;
+            let whole = bytes.len() >= wanted && wanted > frame::PREFIX_LEN;
+            if whole && connection.may_read() {
+                let mut frame = bytes.split_to(wanted);
+                frame.advance(frame::PREFIX_LEN);
+                if let Flow::Close(reason) = requests.frame(connection, frame) {
+                    return Err(Ended::Because(reason));
+                }
+                continue;
+            }
+            // In memory of its own, so that the arena is not pinned.
+            let mut partial = BytesMut::with_capacity(wanted.min(FRAME_BYTES_AT_ONCE).max(bytes.len()));
+            partial.extend_from_slice(&bytes);
+            connection.partial.replace(partial);
+            connection.backlog.set(whole);
+            break;
+        }
+        Ok(())
+    }
+
+    /// Length of the frame that starts with `head`, its prefix included, or of the prefix alone where that is
+    /// not whole yet.
+    fn wanted_len(&self, head: &[u8]) -> Result<usize, Ended> {
+        let Some(prefix) = head.first_chunk::<{ frame::PREFIX_LEN }>() else { return Ok(frame::PREFIX_LEN) };
+        match frame::frame_len(*prefix, self.limits.request_bytes_max) {
+            Ok(0) => Err(Ended::Because("a frame without content".to_owned())),
+            Ok(len) => Ok(frame::PREFIX_LEN + len),
+            Err(error) => Err(Ended::Because(error.to_string())),
+        }
+    }
+}
+
+struct Received {
+    bytes: usize,
+    /// The socket has no more for now.
+    drained: bool,
+}
+
+/// Why a connection ends.
+enum Ended {
+    /// The peer closed it.
+    Quietly,
+    Because(String),
+}
+
+fn receive_into(connection: &Connection, buffer: &mut BytesMut, room: usize) -> Result<usize, Ended> {
+    loop {
+        match sys::receive_into(connection.fd(), buffer, room) {
+            Ok(0) => return Err(Ended::Quietly),
+            Ok(received) => return Ok(received),
+            Err(Errno::AGAIN) => return Ok(0),
+            Err(Errno::INTR) => {}
+            Err(_) => return Err(Ended::Quietly),
+        }
+    }
+}

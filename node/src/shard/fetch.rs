@@ -1,0 +1,326 @@
+//! Reading for fetches, here and for other shards, and waking those that wait for data.
+//!
+//! A fetch is a task of the shard of its connection. It reads each partition on the shard that owns it; where
+//! there is not enough, it leaves a *watch* there and parks. What the journal makes durable wakes it.
+//!
+//! ```text
+//!   fetch task ── read(wants, watch) ──> owner: read, note the watch ── Empty
+//!     parked  <────────── Wake ───────── owner: high watermark moved
+//! ```
+//!
+//! Invariant: **no wake-up is lost.** Reading and leaving the watch are one step on the owning shard, between
+//! which its high watermark cannot move.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use flumen_core::types::{LeaderEpoch, Offset, PartitionId, ShardId};
+use flumen_storage::{ReadOutcome, Slot};
+use flumen_wire::ErrorCode;
+
+use super::Shard;
+use super::mail::Mail;
+use crate::disk;
+use crate::net::response::Payload;
+use crate::sys::Lent;
+
+/// A fetch that waits for data.
+pub(crate) struct ParkedFetch {
+    key: u64,
+    woken: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl ParkedFetch {
+    pub(crate) fn wake(&self) {
+        self.woken.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Names it for good: keys are not used again.
+    pub(crate) fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Resolves once woken, also when that was before the call.
+    pub(crate) fn woken(self: &Rc<Self>) -> Woken {
+        Woken(Rc::clone(self))
+    }
+}
+
+pub(crate) struct Woken(Rc<ParkedFetch>);
+
+impl Future for Woken {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.0.woken.take() {
+            return Poll::Ready(());
+        }
+        *self.0.waker.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// Who wants to know when a partition grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Watch {
+    pub(crate) shard: ShardId,
+    pub(crate) fetch: u64,
+}
+
+/// Parked fetches of this shard, and watches that fetches of any shard left on its partitions.
+#[derive(Default)]
+pub(crate) struct Fetches {
+    parked: RefCell<HashMap<u64, Rc<ParkedFetch>>>,
+    next_key: Cell<u64>,
+    watches: RefCell<HashMap<Slot, Vec<Watch>>>,
+}
+
+/// One partition that a fetch reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Want {
+    pub(crate) partition: PartitionId,
+    pub(crate) offset: i64,
+    pub(crate) bytes_max: usize,
+    /// -1: the client does not know.
+    pub(crate) current_leader_epoch: i32,
+    /// -1: the client does not ask for divergence (KIP-595).
+    pub(crate) last_fetched_epoch: i32,
+}
+
+/// What one partition gave; `R` holds the record bytes.
+#[derive(Debug)]
+pub(crate) struct PartitionRead<R> {
+    pub(crate) error: ErrorCode,
+    pub(crate) high_watermark: i64,
+    pub(crate) log_start_offset: i64,
+    pub(crate) leader_epoch: i32,
+    /// The client's log and ours part here: epoch and its end.
+    pub(crate) diverging: Option<(i32, i64)>,
+    pub(crate) records: Vec<R>,
+    pub(crate) len: usize,
+}
+
+impl<R> PartitionRead<R> {
+    pub(crate) fn error(error: ErrorCode) -> Self {
+        PartitionRead {
+            error,
+            high_watermark: -1,
+            log_start_offset: -1,
+            leader_epoch: -1,
+            diverging: None,
+            records: Vec::new(),
+            len: 0,
+        }
+    }
+
+    pub(crate) fn map<S>(self, records: impl FnMut(R) -> S) -> PartitionRead<S> {
+        PartitionRead {
+            error: self.error,
+            high_watermark: self.high_watermark,
+            log_start_offset: self.log_start_offset,
+            leader_epoch: self.leader_epoch,
+            diverging: self.diverging,
+            records: self.records.into_iter().map(records).collect(),
+            len: self.len,
+        }
+    }
+}
+
+pub(crate) type Slice = flumen_storage::Slice<disk::Buffer>;
+
+impl Payload for Slice {
+    fn bytes(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
+impl Payload for Lent {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Shard {
+    /// Makes a fetch known, so that it can be woken.
+    pub(crate) fn park(&self) -> Rc<ParkedFetch> {
+        let key = self.fetches.next_key.get();
+        self.fetches.next_key.set(key + 1);
+        let parked = Rc::new(ParkedFetch { key, woken: Cell::new(false), waker: RefCell::default() });
+        self.fetches.parked.borrow_mut().insert(key, Rc::clone(&parked));
+        parked
+    }
+
+    /// The fetch is over.
+    pub(crate) fn unpark(&self, parked: &ParkedFetch) {
+        self.fetches.parked.borrow_mut().remove(&parked.key);
+    }
+
+    pub(super) fn wake_parked(&self, key: u64) {
+        // Where it is not known any more, the fetch is over.
+        let parked = self.fetches.parked.borrow().get(&key).map(Rc::clone);
+        if let Some(parked) = parked {
+            parked.wake();
+        }
+    }
+
+    /// Partitions whose high watermark moved: whoever watches them looks again.
+    pub(super) fn wake_watchers(&self, partitions: &[(Slot, PartitionId)]) {
+        let mut remote: Vec<Vec<u64>> = Vec::new();
+        for (slot, _) in partitions {
+            let Some(watches) = self.fetches.watches.borrow_mut().remove(slot) else { continue };
+            for watch in watches {
+                if watch.shard == self.id {
+                    self.wake_parked(watch.fetch);
+                } else {
+                    remote.resize_with(self.count, Vec::new);
+                    remote[usize::from(watch.shard.0)].push(watch.fetch);
+                }
+            }
+        }
+        for (target, mut keys) in remote.into_iter().enumerate().filter(|(_, keys)| !keys.is_empty()) {
+            keys.sort_unstable();
+            keys.dedup();
+            self.tell(ShardId(target as u16), Mail::Wake(keys));
+        }
+    }
+
+    /// Takes back watches that a fetch left on another shard (or here) and that did not fire.
+    pub(crate) fn unwatch_on(&self, target: ShardId, watch: Watch, partitions: Vec<PartitionId>) {
+        if target == self.id {
+            self.unwatch(watch, &partitions);
+        } else {
+            self.tell(target, Mail::Unwatch { watch, partitions });
+        }
+    }
+
+    pub(super) fn unwatch(&self, watch: Watch, partitions: &[PartitionId]) {
+        let mut watches = self.fetches.watches.borrow_mut();
+        for partition in partitions {
+            let Some(slot) = self.engine.partition(partition) else { continue };
+            if let Some(list) = watches.get_mut(&slot) {
+                list.retain(|left| *left != watch);
+                if list.is_empty() {
+                    watches.remove(&slot);
+                }
+            }
+        }
+    }
+
+    /// Reads partitions that live on this shard, in order, until `bytes_max` are found. The first batch that is
+    /// found comes whole whatever its size (KIP-74). Where there is nothing, `watch` is left.
+    pub(crate) async fn read(
+        &self,
+        wants: &[Want],
+        bytes_max: usize,
+        watch: Option<Watch>,
+    ) -> Vec<PartitionRead<Slice>> {
+        let mut found = 0;
+        let mut reads = Vec::with_capacity(wants.len());
+        for want in wants {
+            let budget = bytes_max.saturating_sub(found).min(want.bytes_max);
+            let read = self.read_partition(want, budget, found == 0, watch).await;
+            found += read.len;
+            reads.push(read);
+        }
+        reads
+    }
+
+    /// As [`Shard::read`], for another shard.
+    pub(crate) async fn read_for_other(
+        &self,
+        wants: &[Want],
+        bytes_max: usize,
+        watch: Option<Watch>,
+    ) -> Vec<PartitionRead<Lent>> {
+        let reads = self.read(wants, bytes_max, watch).await;
+        reads
+            .into_iter()
+            .map(|read| {
+                read.map(|slice| {
+                    self.lender
+                        .lend(slice.buffer(), slice.range())
+                        .unwrap_or_else(|| Lent::copied(slice.as_slice()))
+                })
+            })
+            .collect()
+    }
+
+    async fn read_partition(
+        &self,
+        want: &Want,
+        bytes_max: usize,
+        at_least_one: bool,
+        watch: Option<Watch>,
+    ) -> PartitionRead<Slice> {
+        let Some(slot) = self.engine.partition(&want.partition) else {
+            return PartitionRead::error(ErrorCode::UnknownTopicOrPartition);
+        };
+        let leader_epoch = self.leader_epoch(&want.partition);
+        if let Some(error) = fence(want.current_leader_epoch, leader_epoch) {
+            return PartitionRead::error(error);
+        }
+        let mut read = PartitionRead::error(ErrorCode::None);
+        read.leader_epoch = leader_epoch;
+        if let Some(diverging) = self.divergence(slot, want) {
+            read.diverging = Some(diverging);
+        } else {
+            let at_least_one = at_least_one && want.bytes_max > 0;
+            match self.engine.read(slot, Offset(want.offset), bytes_max, at_least_one) {
+                Ok(ReadOutcome::Cached(slices)) => {
+                    read.len = slices.len();
+                    read.records = slices.into_vec();
+                }
+                Ok(ReadOutcome::Empty) => {
+                    if let Some(watch) = watch {
+                        self.fetches.watches.borrow_mut().entry(slot).or_default().push(watch);
+                    }
+                }
+                Ok(ReadOutcome::Disk(disk_read)) => match self.engine.read_disk(disk_read).await {
+                    Ok(slices) => {
+                        read.len = slices.len();
+                        read.records = slices.into_vec();
+                    }
+                    Err(error) => read.error = error.error_code(),
+                },
+                Err(error) => read.error = error.error_code(),
+            }
+        }
+        if let Some(offsets) = self.engine.offsets(slot) {
+            read.high_watermark = offsets.high_watermark.0;
+            read.log_start_offset = offsets.log_start.0;
+        }
+        read
+    }
+
+    /// Where the client's log, whose last epoch it names, parts from ours (KIP-595, KIP-320).
+    fn divergence(&self, slot: Slot, want: &Want) -> Option<(i32, i64)> {
+        if want.last_fetched_epoch < 0 {
+            return None;
+        }
+        match self.engine.end_offset_for_epoch(slot, LeaderEpoch(want.last_fetched_epoch)) {
+            Some((epoch, end)) if epoch.0 < want.last_fetched_epoch || end.0 < want.offset => {
+                Some((epoch.0, end.0))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A client that knows an older or a newer leader is told so (KIP-320).
+pub(crate) fn fence(client_epoch: i32, leader_epoch: i32) -> Option<ErrorCode> {
+    if client_epoch < 0 || client_epoch == leader_epoch {
+        None
+    } else if client_epoch < leader_epoch {
+        Some(ErrorCode::FencedLeaderEpoch)
+    } else {
+        Some(ErrorCode::UnknownLeaderEpoch)
+    }
+}

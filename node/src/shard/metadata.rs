@@ -1,0 +1,183 @@
+//! The metadata of this node: the controller on shard 0, and how each shard takes a new image into service.
+//!
+//! ```text
+//!   handler (any shard) ── decide ──> shard 0: Controller decides ── metadata log: append + sync
+//!                                        └─> new image ── apply, on every shard ──> response
+//!   apply: create what is new here ── publish the image ── delete what is gone
+//! ```
+//!
+//! Invariants:
+//! - one decision at a time, from the image that all before it led to;
+//! - **an image is published only after its records are durable**;
+//! - a partition is served before any image shows it, and no image shows it before it is removed: CreateTopics
+//!   answers when every shard has applied.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use flumen_core::config::Settings;
+use flumen_core::metadata::{Controller, Decision, Image, Record, Refused, Topic};
+use flumen_core::types::{PartitionId, ShardId, TopicId};
+use flumen_storage::metadata_log::{AppendError, MetadataLog};
+use flumen_wire::ErrorCode;
+use futures_util::lock::Mutex;
+
+use super::Shard;
+use crate::disk::GlommioDisk;
+
+/// Where the controller lives.
+pub(crate) const CONTROLLER: ShardId = ShardId(0);
+
+/// The log of metadata records; taken while a decision is carried out. On shard 0 alone.
+pub(crate) type ControllerLog = Mutex<MetadataLog<GlommioDisk>>;
+
+/// A decision: from the controller to records and a response. May be made again, never twice.
+type Decide<R> = Box<dyn FnOnce(&Controller<'_>) -> Result<Decision<R>, Refused> + Send>;
+
+impl Shard {
+    /// Has the controller decide, and returns its response once the records are durable and every shard acts by
+    /// them.
+    pub(crate) async fn decide<R: Send + 'static>(
+        self: &Rc<Self>,
+        decide: impl FnOnce(&Controller<'_>) -> Result<Decision<R>, Refused> + Send + 'static,
+    ) -> Result<R, Refused> {
+        let decide: Decide<R> = Box::new(decide);
+        let decided = self.ask(CONTROLLER, |controller| async move { controller.carry_out(decide).await });
+        decided.await.unwrap_or_else(|| Err(refused(ErrorCode::NotController, "the node is stopping")))
+    }
+
+    /// On the controller's shard: decides, writes, and brings the new image to every shard.
+    async fn carry_out<R>(self: Rc<Self>, decide: Decide<R>) -> Result<R, Refused> {
+        let log = self.controller.as_ref().expect("decisions are made on the controller's shard");
+        let mut log = log.lock().await;
+        let image = self.image();
+        let Decision { records, response } = {
+            let config = self.config();
+            let controller = Controller::new(&image, &self.facts.statics, &config);
+            decide(&controller)?
+        };
+        if records.is_empty() {
+            return Ok(response);
+        }
+        let next = replayed(&image, &records)?;
+        match log.append(&records).await {
+            Ok(()) => {}
+            Err(error @ AppendError::Failed(_)) => {
+                // Whether the records are on disk is not known: only recovery can tell.
+                tracing::error!("{error}; mend the disk, then start the node again");
+                crate::server::end(crate::server::EXIT_STORAGE_FAULT);
+            }
+            Err(error) => return Err(refused(ErrorCode::KafkaStorageError, error.to_string())),
+        }
+        if log.is_snapshot_due()
+            && let Err(error) = log.snapshot(&next).await
+        {
+            tracing::warn!("no snapshot of the metadata could be written: {error}");
+        }
+        let next = Arc::new(next);
+        for target in (0..self.count as u16).map(ShardId) {
+            let next = Arc::clone(&next);
+            // `None`: that shard has ended, and so does the node.
+            let _ = self.ask(target, |shard| async move { shard.apply(next).await }).await;
+        }
+        Ok(response)
+    }
+
+    /// Takes a new image into service on this shard.
+    async fn apply(self: Rc<Self>, next: Arc<Image>) {
+        let before = self.image();
+        let settings = next.settings(self.facts.node_id, &self.facts.statics);
+        let gone = self.partitions_gone(&before, &next);
+        self.create_new(&before, &next, &settings).await;
+        self.publish(&next, &settings);
+        self.configure(&before, &next, &settings);
+        for partition in gone {
+            if let Err(error) = self.engine.delete_partition(&partition).await {
+                tracing::error!(topic = %partition.topic, partition = partition.partition, "cannot be deleted: {error}");
+            }
+        }
+    }
+
+    fn publish(&self, next: &Arc<Image>, settings: &Settings) {
+        self.image.replace(Arc::clone(next));
+        self.config.replace(Rc::new(settings.broker_config()));
+        self.log_configs.borrow_mut().clear();
+    }
+
+    async fn create_new(self: &Rc<Self>, before: &Image, next: &Image, settings: &Settings) {
+        let mut creations = Vec::new();
+        for topic in next.topics() {
+            let known = before.topic_by_id(topic.id);
+            if known.is_some_and(|known| Arc::ptr_eq(known, topic)) {
+                continue;
+            }
+            let from = known.map_or(0, |known| known.partitions.len());
+            let config = settings.log_config(&next.topic_overrides(&topic.name));
+            for index in from..topic.partitions.len() {
+                let id = PartitionId { topic: topic.id, partition: index as i32 };
+                if self.owner(id) != self.id {
+                    continue;
+                }
+                let (topic, config) = (Arc::clone(topic), config.clone());
+                creations.push(async move {
+                    let epoch = topic.partitions[index].leader_epoch;
+                    let directory = topic.directory(index as i32);
+                    let created = self.engine.create_partition(id, &directory, config, epoch).await;
+                    if let Err(error) = created {
+                        tracing::error!(topic = %topic.name, partition = index, "cannot be created: {error}");
+                    }
+                });
+            }
+        }
+        futures_util::future::join_all(creations).await;
+    }
+
+    fn partitions_gone(&self, before: &Image, next: &Image) -> Vec<PartitionId> {
+        let is_gone = |topic: &&Arc<Topic>| next.topic_by_id(topic.id).is_none();
+        before
+            .topics()
+            .filter(is_gone)
+            .flat_map(|topic| {
+                let count = topic.partitions.len() as i32;
+                (0..count).map(|partition| PartitionId { topic: topic.id, partition })
+            })
+            .filter(|id| self.owner(*id) == self.id)
+            .collect()
+    }
+
+    /// Hands changed settings to the logs that they concern.
+    fn configure(&self, before: &Image, next: &Image, settings: &Settings) {
+        let earlier = before.settings(self.facts.node_id, &self.facts.statics);
+        let all = earlier.cluster != settings.cluster || earlier.broker != settings.broker;
+        let mut changed: BTreeSet<TopicId> = BTreeSet::new();
+        for topic in next.topics() {
+            let (was, is) = (before.topic_overrides(&topic.name), next.topic_overrides(&topic.name));
+            if all || (!Arc::ptr_eq(&was, &is) && was != is) {
+                changed.insert(topic.id);
+            }
+        }
+        for topic in changed.iter().filter_map(|id| next.topic_by_id(*id)) {
+            let config = self.log_config(topic.id, &topic.name);
+            for partition in 0..topic.partitions.len() as i32 {
+                let id = PartitionId { topic: topic.id, partition };
+                if let Some(slot) = self.engine.partition(&id) {
+                    self.engine.set_config(slot, (*config).clone());
+                }
+            }
+        }
+    }
+}
+
+/// The image after these records.
+pub(crate) fn replayed(image: &Image, records: &[Record]) -> Result<Image, Refused> {
+    let mut next = image.clone();
+    for record in records {
+        next.replay(record).map_err(|error| refused(ErrorCode::UnknownServerError, error.to_string()))?;
+    }
+    Ok(next)
+}
+
+fn refused(code: ErrorCode, message: impl Into<String>) -> Refused {
+    Refused { code, message: Some(message.into()) }
+}
