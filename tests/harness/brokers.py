@@ -26,6 +26,11 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 LOG_TAIL_LINES = 60
 
 
+def _clean_environment() -> dict[str, str]:
+    """Without what would configure a node."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FLUMEN_")}
+
+
 def _end_with_parent() -> None:
     """In the child: a suite that is killed leaves no broker behind."""
     pr_set_pdeathsig = 1
@@ -86,7 +91,7 @@ class Broker:
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                preexec_fn=_end_with_parent,
+                env=_clean_environment(), preexec_fn=_end_with_parent,
             )  # fmt: skip
 
     def _wait_ready(self, deadline: float) -> None:

@@ -17,8 +17,8 @@ PROGRAMS = CLIENTS / "programs" / "release"
 
 
 def node_binary() -> pathlib.Path:
-    """The `flumen-node` to test: $FLUMEN_NODE, else the release build, else the debug one."""
-    named = os.environ.get("FLUMEN_NODE")
+    """The `flumen-node` to test: $FLUMEN_TEST_NODE, else the release build, else the debug one."""
+    named = os.environ.get("FLUMEN_TEST_NODE")
     candidates = [pathlib.Path(named)] if named else [
         TARGET / "release" / "flumen-node",
         TARGET / "debug" / "flumen-node",

@@ -208,7 +208,7 @@ public class JavaCheck {
         for (int n = 0; n < 20; n++) {
             partitions.add(new TopicPartition(topic, n));
         }
-        try (var consumer = consumer(Map.of("fetch.max.wait.ms", "20000")); var producer = producer(Map.of())) {
+        try (var consumer = consumer(Map.of("fetch.max.wait.ms", "8000")); var producer = producer(Map.of())) {
             consumer.assign(partitions);
             consumer.seekToBeginning(partitions);
             consumer.poll(Duration.ofMillis(500));
@@ -217,7 +217,7 @@ public class JavaCheck {
                 long sent = System.nanoTime();
                 equal("" + n, text(poll(consumer, 1).get(0).value()));
                 long took = (System.nanoTime() - sent) / 1_000_000;
-                require(took < 10_000, "record " + n + " took " + took + " ms");
+                require(took < 4_000, "record " + n + " took " + took + " ms");
             }
         }
     }

@@ -40,7 +40,7 @@ def test_ready_is_said_in_one_line(own_broker):
     (line,) = [line for line in broker.log_text().splitlines() if broker.address in line and "ready" in line]
     for part in (str(broker.admin_port), str(broker.data), "shards"):
         assert part in line
-    assert re.search(r"\d ?(ms|s)\b", line), "no start-up time"
+    assert re.search(r"start_ms=\d+", line), "no start-up time"
 
 
 def test_health_and_metrics(own_broker):
@@ -56,7 +56,7 @@ def test_health_and_metrics(own_broker):
     status, text = get(broker, "/metrics")
     assert status == 200
     assert re.search(r'^flumen_\w+\{[^}]*api="Produce"[^}]*\} 1[01]', text, re.MULTILINE), text
-    for word in ("bytes", "partitions", "journal", "cache", "sync", "stall"):
+    for word in ("received_bytes", "sent_bytes", "partitions", "commit_cycles", "commit_seconds", "journal", "cache", "stall"):
         assert re.search(rf"^flumen_\w*{word}\w*", text, re.MULTILINE), f"nothing of {word} in\n{text}"
 
 
@@ -133,11 +133,20 @@ def test_settings_come_from_everywhere(own_broker, tmp_path):
 
 
 def test_memory_file_system():
-    """Without O_DIRECT it works too, and says so."""
+    """It works there too; where direct I/O is missing (tmpfs of older kernels), it says so."""
     with brokers.Flumen(folder="/dev/shm") as broker, wire.Connection(broker.port) as connection:
         assert wire.create_topic(connection, "buffered")[0] == wire.NONE
         assert wire.produce(connection, [("buffered", 0, wire.Batch([b"x"]).encode())]) == [(wire.NONE, 0)]
-        assert "O_DIRECT" in broker.log_text()
+        assert has_direct_io("/dev/shm") or "O_DIRECT" in broker.log_text()
+
+
+def has_direct_io(folder) -> bool:
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        try:
+            os.close(os.open(file.name, os.O_RDWR | os.O_DIRECT))
+            return True
+        except OSError:
+            return False
 
 
 @contextlib.contextmanager
