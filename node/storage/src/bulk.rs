@@ -50,7 +50,7 @@ struct Key {
 
 enum Event {
     Written { key: Key, number: u64, write_number: u64, bytes: usize, result: std::io::Result<()> },
-    Synced { key: Key, numbers: Vec<u64>, result: std::io::Result<()> },
+    Synced { key: Key, numbers: Vec<u64>, named: bool, result: std::io::Result<()> },
 }
 
 /// One segment with bulk under way.
@@ -223,18 +223,20 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let directory = {
                 let state = self.state.borrow();
                 let partition = state.get(key.slot);
-                partition
-                    .filter(|partition| partition.directory_dirty)
-                    .map(|partition| partition.directory.clone())
+                let unnamed = |partition: &&Partition<D, T>| {
+                    partition.writer(key.segment_base).is_some_and(|writer| writer.unnamed)
+                };
+                partition.filter(unnamed).map(|partition| partition.directory.clone())
             };
             let directory = directory.filter(|_| !planted!(self.settings, DirectoryNotSynced));
             let disk = self.disk.clone();
             tasks.push(Box::pin(async move {
                 let mut result = handle.sync().await;
+                let named = directory.is_some();
                 if let (Ok(()), Some(directory)) = (&result, directory) {
                     result = disk.sync_directory(&directory).await;
                 }
-                Event::Synced { key, numbers, result }
+                Event::Synced { key, numbers, named, result }
             }));
         }
     }
@@ -249,11 +251,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 self.bulk_written(key, number, write_number, result.is_ok());
                 (key, result.err().map(|error| ("write", error)))
             }
-            Event::Synced { key, numbers, result } => {
+            Event::Synced { key, numbers, named, result } => {
                 let file = files.iter_mut().find(|file| file.key == key).expect("it was entered when begun");
                 file.syncing = false;
                 if result.is_ok() {
-                    self.bulk_synced(key, &numbers);
+                    self.bulk_synced(key, &numbers, named);
                 }
                 (key, result.err().map(|error| ("sync", error)))
             }
@@ -287,11 +289,14 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.progress.notify();
     }
 
-    fn bulk_synced(&self, key: Key, numbers: &[u64]) {
+    fn bulk_synced(&self, key: Key, numbers: &[u64], named: bool) {
         let mut state = self.state.borrow_mut();
         let Some(partition) = state.get_mut(key.slot) else { return };
         for bulk in partition.bulk.iter_mut().filter(|bulk| numbers.contains(&bulk.number)) {
             bulk.synced = true;
+        }
+        if let Some(writer) = partition.writer_mut(key.segment_base) {
+            writer.unnamed &= !named;
         }
         state.mark_dirty(key.slot);
         self.work.notify();

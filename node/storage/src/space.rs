@@ -219,6 +219,7 @@ impl<D: Disk, T> Partition<D, T> {
         self.directory_dirty |= created;
         let Some(writer) = self.writer_mut(base) else { return };
         writer.file = Some(file);
+        writer.unnamed |= created;
         writer.allocated = writer.allocated.max(allocated);
         writer.step = (writer.step * 2).min(ALLOCATE_BYTES_MAX);
         if let Some(bytes) = loaded {

@@ -34,6 +34,8 @@ pub(crate) struct Writer<D: Disk> {
     fill_in_flight: bool,
     /// A write failed: what comes after it does not count as on disk.
     broken: bool,
+    /// Its file is new, and the directory was not synced since.
+    pub(crate) unnamed: bool,
     /// Written since the last checkpoint.
     pub(crate) unsynced: bool,
     /// Ends of bulk writes in flight, in order, and whether each is done.
@@ -65,6 +67,7 @@ impl<D: Disk> Writer<D> {
             written: size,
             fill_in_flight: false,
             broken: false,
+            unnamed: false,
             unsynced: false,
             bulk: VecDeque::new(),
             bulk_first: 0,
