@@ -261,3 +261,59 @@ impl Reader<'_> {
         self.array().map(i64::from_le_bytes)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn checkpoint() -> Checkpoint {
+        let segment = |base, size| Segment { size, ..Segment::new(Offset(base), 77) };
+        let batch =
+            |last| BatchState { last_sequence: last, last_offset: Offset(last.into()), ..Default::default() };
+        let producer = ProducerState::from_parts(
+            ProducerId(4),
+            ProducerEpoch(2),
+            Timestamp(99),
+            &[batch(10), batch(11)],
+        );
+        let record = |partition, offline: Option<&str>| Record {
+            id: PartitionId { topic: TopicId([3; 16]), partition },
+            incarnation: Incarnation(7),
+            lsn: Lsn(12),
+            high_watermark: Offset(20),
+            log: Log::restore(Offset(5), Offset(20), vec![segment(0, 400), segment(10, 300)]).unwrap(),
+            epochs: vec![EpochStart { epoch: LeaderEpoch(1), start_offset: Offset(5) }],
+            producers: ProducerSnapshot { written: true, producers: producer.into_iter().collect() },
+            offline: offline.map(str::to_owned),
+        };
+        let records = vec![record(0, None), record(1, Some("damaged at 4096"))];
+        Checkpoint { incarnation: Incarnation(7), shard: 1, number: 3, durable_lsn: Lsn(14), records }
+    }
+
+    #[test]
+    fn round_trips_and_every_flipped_bit_is_seen() {
+        let checkpoint = checkpoint();
+        let mut bytes = checkpoint.encode();
+        assert_eq!(Checkpoint::decode(&bytes).as_ref(), Ok(&checkpoint));
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Checkpoint::decode(&bytes).is_err(), "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        for len in 0..bytes.len() {
+            assert!(Checkpoint::decode(&bytes[..len]).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for (shard, name) in [(SHARD_ALL, "7-all-0"), (12, "7-12-0")] {
+            assert_eq!(checkpoint_name(Incarnation(7), shard, 0), name);
+            assert_eq!(parse_name(name), Some((Incarnation(7), shard, 0)));
+        }
+        for name in ["", "7", "7-1", "7-1-2.tmp", "7-65535-1", "a-1-1", "7-1-1-1"] {
+            assert_eq!(parse_name(name), None, "{name}");
+        }
+    }
+}

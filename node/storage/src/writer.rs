@@ -212,3 +212,63 @@ impl<D: Disk> Writer<D> {
         Some(Write { buffer, position, new_at })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::sim::{Random, Sim, SimDisk, SimOptions};
+
+    /// Fills and bulk, in any order and of any size, make the segment that plain appending makes.
+    #[test]
+    fn writes_what_was_appended() {
+        for seed in 0..200 {
+            let sim = Sim::new(seed, SimOptions::default());
+            let disk = sim.disk();
+            let mut random = Random::new(seed);
+            let size = random.below(6000);
+            let mut model: Vec<u8> = (0..size).map(|at| at as u8).collect();
+            let mut file = model.clone();
+            let mut writer: Writer<SimDisk> = Writer::new(Offset(0), size, 0);
+            writer.allocated = 1 << 30;
+            writer.file = None;
+            if let Some((at, len)) = writer.unloaded_block() {
+                writer.load(&model[at as usize..at as usize + len]);
+            }
+            writer.file = Some(Rc::new(sim.run(open(disk.clone())).unwrap()));
+            for round in 0..40u64 {
+                let new: Vec<u8> = (0..random.below(9000)).map(|at| (at + round) as u8).collect();
+                let cut = random.below(new.len() as u64 + 1) as usize;
+                let parts = [&new[..cut], &new[cut..]];
+                model.extend_from_slice(&new);
+                if random.chance(1, 2) {
+                    if new.is_empty() && !writer.has_unwritten_partial() && writer.partial().is_empty() {
+                        continue;
+                    }
+                    let write = writer.fill(&disk, &parts, false);
+                    put(&mut file, write.position, write.buffer.as_slice());
+                    writer.fill_done(true);
+                    assert_eq!(writer.written(), model.len() as u64);
+                } else if let Some((number, write)) = writer.bulk(&disk, &parts) {
+                    put(&mut file, write.position, write.buffer.as_slice());
+                    writer.bulk_done(number, true);
+                }
+                assert_eq!(writer.submitted(), model.len() as u64);
+                let written = writer.written() as usize;
+                assert_eq!(file[..written], model[..written], "seed {seed} round {round}");
+                assert!(model.len() - written < BLOCK);
+            }
+        }
+    }
+
+    async fn open(disk: SimDisk) -> <SimDisk as Disk>::File {
+        let mode = crate::disk::OpenMode { create_new: true, write: true, synchronous: false };
+        disk.open("segment", mode).await.unwrap()
+    }
+
+    fn put(file: &mut Vec<u8>, position: u64, bytes: &[u8]) {
+        let end = position as usize + bytes.len();
+        file.resize(file.len().max(end), 0);
+        file[position as usize..end].copy_from_slice(bytes);
+    }
+}
