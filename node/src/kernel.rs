@@ -260,7 +260,7 @@ fn direct_io(data_dir: &Path, warnings: &mut Vec<String>) -> Result<bool, Troubl
     if file_system.is_tmpfs() {
         write_probe(&path, 0).map_err(|error| not_writable(&path, &error))?;
         warnings.push(format!(
-            "the data folder {} is in memory (tmpfs): what is acknowledged does not outlive this machine's power",
+            "the data folder {} is in memory (tmpfs, no O_DIRECT): what is acknowledged does not outlive this machine's power",
             data_dir.display()
         ));
         // glommio knows tmpfs, and does not ask it for direct I/O.
@@ -271,7 +271,7 @@ fn direct_io(data_dir: &Path, warnings: &mut Vec<String>) -> Result<bool, Troubl
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
             write_probe(&path, 0).map_err(|error| not_writable(&path, &error))?;
             warnings.push(format!(
-                "the file system of {} takes no direct I/O: data is written through the page cache, which is slower \
+                "the file system of {} takes no direct I/O (O_DIRECT): data is written through the page cache, which is slower \
                  and less even; XFS or ext4 on a local disk is better",
                 data_dir.display()
             ));

@@ -76,8 +76,8 @@ impl NodeFacts {
             admin,
             shards = self.config.shards,
             data = %self.data_dir.display(),
-            start_ms = runtime::uptime().as_millis() as u64,
-            "ready"
+            "ready in {} ms",
+            runtime::uptime().as_millis()
         );
     }
 }

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first stops the node cleanly, the second at once.
+//! SIGTERM and SIGINT: the first stops the node cleanly, a later one ends it at once.
 use crate::runtime::Stopper;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;

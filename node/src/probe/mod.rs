@@ -41,20 +41,8 @@ const API_KEYS: usize = 96;
 /// What a shard counts of its clients. One for each shard, shared by its tasks.
 #[derive(Default)]
 pub struct ShardProbe {
-    /// Connections accepted.
-    pub connections_accepted: Counter,
-    /// Connections that are over.
-    pub connections_closed: Counter,
-    /// Connections refused, for there were too many.
-    pub connections_refused: Counter,
     /// Connections closed for what the client sent.
     pub bad_peers: Counter,
-    /// Bytes read from clients.
-    pub bytes_in: Counter,
-    /// Bytes sent to clients.
-    pub bytes_out: Counter,
-    /// Requests sent to other shards.
-    pub forwarded: Counter,
     apis: RefCell<Vec<Option<Box<Api>>>>,
 }
 
@@ -88,20 +76,11 @@ impl ShardProbe {
 
     /// Writes what was counted, with the names of the APIs.
     pub fn report(&self, api_name: impl Fn(i16) -> &'static str, snapshot: &mut Snapshot) {
-        let counters = [
-            ("flumen_connections_accepted_total", "Connections accepted.", &self.connections_accepted),
-            ("flumen_connections_closed_total", "Connections that are over.", &self.connections_closed),
-            ("flumen_connections_refused_total", "Connections refused: too many.", &self.connections_refused),
-            ("flumen_bad_peers_total", "Connections closed for what the client sent.", &self.bad_peers),
-            ("flumen_received_bytes_total", "Bytes read from clients.", &self.bytes_in),
-            ("flumen_sent_bytes_total", "Bytes sent to clients.", &self.bytes_out),
-            ("flumen_forwarded_total", "Requests from one shard to another.", &self.forwarded),
-        ];
+        let counters =
+            [("flumen_bad_peers_total", "Connections closed for what the client sent.", &self.bad_peers)];
         for (name, help, counter) in counters {
             snapshot.counter(name, help, "", counter.get());
         }
-        let open = self.connections_accepted.get().saturating_sub(self.connections_closed.get());
-        snapshot.gauge("flumen_connections", "Connections open.", "", open as f64);
         for (key, api) in self.apis.borrow().iter().enumerate() {
             let Some(api) = api else { continue };
             let labels = format!("api=\"{}\"", api_name(key as i16));
@@ -165,8 +144,6 @@ mod tests {
         let mut merged = Snapshot::default();
         for shard in 0..2 {
             let probe = ShardProbe::new();
-            probe.connections_accepted.add(3);
-            probe.connections_closed.add(shard);
             probe.request(0, Duration::from_micros(100), false);
             probe.request(1, Duration::from_millis(3), true);
             probe.request(-1, Duration::ZERO, true);
@@ -179,9 +156,7 @@ mod tests {
         report_process(&mut merged);
         let text = merged.to_text();
         for line in [
-            "# TYPE flumen_connections_accepted_total counter",
-            "flumen_connections_accepted_total 6",
-            "flumen_connections 5",
+            "# TYPE flumen_requests_failed_total counter",
             "flumen_requests_failed_total{api=\"Fetch\"} 2",
             "flumen_requests_failed_total{api=\"Produce\"} 0",
             "flumen_request_seconds_bucket{api=\"Produce\",le=\"0.000128\"} 2",

@@ -93,8 +93,8 @@ fn report_engine(engine: &EngineMetrics, snapshot: &mut Snapshot) {
     }
     let seconds = |micros: u64| micros as f64 / 1e6;
     snapshot.real_counter(
-        "flumen_commit_seconds_total",
-        "Time from forming a group to its durability.",
+        "flumen_journal_sync_seconds_total",
+        "Time from forming a group to its durability: the synchronous write of the journal.",
         "",
         seconds(engine.group_micros),
     );
