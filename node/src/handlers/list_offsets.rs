@@ -112,7 +112,10 @@ async fn look_up(shard: &Shard, partition: PartitionId, query: Query) -> ListOff
             response(index, ErrorCode::None, timestamp.0, offset.0, epoch)
         }
         Ok(None) => response(index, ErrorCode::None, -1, -1, -1),
-        Err(error) => failed(error.error_code()),
+        Err(error) => {
+            shard.report_read_faults();
+            failed(error.error_code())
+        }
     }
 }
 

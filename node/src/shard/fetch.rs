@@ -288,7 +288,10 @@ impl Shard {
                         read.len = slices.len();
                         read.records = slices.into_vec();
                     }
-                    Err(error) => read.error = error.error_code(),
+                    Err(error) => {
+                        self.report_read_faults();
+                        read.error = error.error_code();
+                    }
                 },
                 Err(error) => read.error = error.error_code(),
             }
@@ -298,6 +301,13 @@ impl Shard {
             read.log_start_offset = offsets.log_start.0;
         }
         read
+    }
+
+    /// Says which bytes on disk are not what was written, with file and position.
+    pub(crate) fn report_read_faults(&self) {
+        for fault in self.engine.take_read_faults() {
+            tracing::error!("{fault}");
+        }
     }
 
     /// Where the client's log, whose last epoch it names, parts from ours (KIP-595, KIP-320).
