@@ -129,7 +129,13 @@ impl Record {
         }
         let segments = self.log.segments();
         let reason = self.offline.as_deref().unwrap_or_default();
-        for count in [segments.len(), self.epochs.len(), self.producers.producers.len(), reason.len()] {
+        // One producer that no table takes back must not cost all the others: it is left out.
+        let sound = |producer: &&ProducerState| {
+            let ProducerState { producer_id, epoch, seen, .. } = **producer;
+            ProducerState::from_parts(producer_id, epoch, seen, producer.window()).is_some()
+        };
+        let producers: Vec<&ProducerState> = self.producers.producers.iter().filter(sound).collect();
+        for count in [segments.len(), self.epochs.len(), producers.len(), reason.len()] {
             out.extend_from_slice(&(count as u32).to_le_bytes());
         }
         for segment in segments {
@@ -143,7 +149,7 @@ impl Record {
             out.extend_from_slice(&entry.epoch.0.to_le_bytes());
             out.extend_from_slice(&entry.start_offset.0.to_le_bytes());
         }
-        for producer in &self.producers.producers {
+        for producer in producers {
             encode_producer(producer, out);
         }
         out.extend_from_slice(reason.as_bytes());

@@ -313,6 +313,9 @@ impl Entry {
         if entry.base_offset.0 < 0 || entry.last_offset < entry.base_offset || entry.segment_base.0 < 0 {
             return Err(FormatError::Field("offset"));
         }
+        if with_records && entry.leader_epoch.0 < 0 {
+            return Err(FormatError::Field("leader_epoch"));
+        }
         if with_records && (entry.length == 0 || entry.segment_base > entry.base_offset) {
             return Err(FormatError::Field("length"));
         }
