@@ -152,6 +152,7 @@ impl WriteInFlight {
             state.blocks_in_flight.remove(&(self.inode, block));
         }
         if let Some(kind) = state.fault(&self.path, Operation::Write) {
+            state.note(format_args!("and has failed"));
             let State { tree, random, .. } = state;
             self.apply_in_part(tree, random);
             self.slot.fill(Err(injected(kind)));
@@ -270,6 +271,9 @@ impl SimDisk {
             if !state.dead {
                 state.io_step(what);
                 let fault = state.fault(path, operation);
+                if fault.is_some() {
+                    state.note(format_args!("which will fail"));
+                }
                 let delay = state.delay(bytes);
                 let result = slot.clone();
                 let mut random = state.random.fork();

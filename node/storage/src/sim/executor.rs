@@ -26,7 +26,7 @@ pub struct SimOptions {
     pub start_ms: i64,
     /// Polls and completions after which a run is taken to go round in circles.
     pub steps_max: u64,
-    /// Keep the trace as text, not only its hash.
+    /// Keep the trace as text, not only its hash, and print it where a panic ends the life.
     pub keep_trace: bool,
 }
 
@@ -301,6 +301,9 @@ impl Drop for Sim {
         // Tasks own handles that own the world: without this, a world would keep itself alive.
         if let Ok(mut state) = self.world.state.try_borrow_mut() {
             state.dead = true;
+            if let (true, Some(text)) = (std::thread::panicking(), &state.trace.text) {
+                eprintln!("{text}");
+            }
         }
         self.world.drop_tasks();
     }
