@@ -37,6 +37,8 @@ struct Snapshot<D: Disk> {
     /// Groups up to this one are needed by no partition.
     covered: Lsn,
     directories: Vec<Rc<str>>,
+    /// Partitions whose segments it says something new of.
+    online: Vec<Slot>,
     /// Files written since the last checkpoint.
     files: Vec<(Slot, Offset, Rc<D::File>)>,
     /// What it says of each partition.
@@ -272,10 +274,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             }
             return;
         }
-        let mut written = self.write_checkpoint(&snapshot.checkpoint).await;
+        let mut written = self.write_checkpoint(&snapshot.checkpoint, &snapshot.online).await;
         if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
             self.disk.remove_file(&self.reserve_path()).await.ok();
-            written = self.write_checkpoint(&snapshot.checkpoint).await;
+            written = self.write_checkpoint(&snapshot.checkpoint, &snapshot.online).await;
             self.make_reserve().await;
         }
         match written {
@@ -348,7 +350,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let durable = state.journal.durable_lsn;
         let mut covered = durable;
         let (mut records, mut directories, mut files) = (Vec::new(), Vec::new(), Vec::new());
-        let mut filled = Vec::new();
+        let (mut filled, mut online) = (Vec::new(), Vec::new());
         for slot in state.slots() {
             let Some(partition) = state.get_mut(slot) else { continue };
             let record = match &partition.frozen {
@@ -363,6 +365,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 }
             };
             records.push(record);
+            if partition.offline.is_none() {
+                online.push(slot);
+            }
             if std::mem::take(&mut partition.directory_dirty) {
                 directories.push(partition.directory.clone());
             }
@@ -384,7 +389,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             durable_lsn: durable,
             records,
         };
-        Snapshot { checkpoint, covered, directories, files, filled }
+        Snapshot { checkpoint, covered, directories, online, files, filled }
     }
 
     /// Makes fills durable, with the directories of new segments. `false` when some partition went offline.
@@ -418,9 +423,14 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         sound
     }
 
-    async fn write_checkpoint(&self, checkpoint: &Checkpoint) -> io::Result<()> {
+    async fn write_checkpoint(&self, checkpoint: &Checkpoint, online: &[Slot]) -> io::Result<()> {
         let (incarnation, shard, number) = (checkpoint.incarnation, checkpoint.shard, checkpoint.number);
-        write_checkpoint(&self.disk, checkpoint).await?;
+        // A sync of bulk that failed meanwhile may have taken fills along that this checkpoint counts on.
+        let sound = || {
+            let state = self.state.borrow();
+            !online.iter().any(|slot| state.get(*slot).is_some_and(|partition| partition.offline.is_some()))
+        };
+        write_checkpoint(&self.disk, checkpoint, &sound).await?;
         if number > 1 {
             let before = format!("checkpoint/{}", checkpoint_name(incarnation, shard, number - 1));
             // One that was never written is no loss, nor one that stays: recovery takes the newest.
@@ -598,11 +608,19 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 }
 
-/// Writes a checkpoint so that it is there whole or not at all.
-pub(crate) async fn write_checkpoint<D: Disk>(disk: &D, checkpoint: &Checkpoint) -> io::Result<()> {
+/// Writes a checkpoint so that it is there whole or not at all. `sound` is asked last of all whether what it says still
+/// holds.
+pub(crate) async fn write_checkpoint<D: Disk>(
+    disk: &D,
+    checkpoint: &Checkpoint,
+    sound: &dyn Fn() -> bool,
+) -> io::Result<()> {
     let name = checkpoint_name(checkpoint.incarnation, checkpoint.shard, checkpoint.number);
     let (temporary, path) = (format!("checkpoint/{name}.tmp"), format!("checkpoint/{name}"));
     disk.write_file(&temporary, &checkpoint.encode(), true).await?;
+    if !sound() {
+        return Err(io::Error::other("a partition went offline meanwhile"));
+    }
     disk.rename(&temporary, &path).await?;
     disk.sync_directory("checkpoint").await
 }

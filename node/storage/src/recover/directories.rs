@@ -67,14 +67,22 @@ impl<D: Disk> Recovery<'_, D> {
         self.remove_strangers(known).await?;
         let now_ms = self.now_ms;
         let mut verify_left = self.verify_left;
+        let mut lost = Vec::new();
         for replay in self.replays.values_mut().filter(|replay| replay.offline.is_none()) {
             replay.drop_deleted(now_ms);
+            let segments = replay.log.segments();
+            let kept = |base: &Offset| segments.iter().any(|segment| segment.base_offset == *base);
+            let absent = replay.absent.iter().find(|(base, _)| kept(base));
+            lost.extend(absent.map(|(_, reason)| (replay.id, reason.clone())));
             // Extents beyond the budget are found by the reads of consumers.
             replay.extents.retain(|extent| {
                 let fits = extent.length <= verify_left;
                 verify_left -= if fits { extent.length } else { 0 };
                 fits
             });
+        }
+        for (id, reason) in lost {
+            self.offline(id, reason, None);
         }
         let disk = self.disk;
         let mut settled = Vec::new();

@@ -48,6 +48,9 @@ pub(super) struct Replay {
     /// The shard in whose journal it was.
     pub(super) shard: Option<u16>,
     pub(super) directory_changed: bool,
+    /// Segments that bytes belong to and that are not there, each with what the disk said: unlinked below a log start
+    /// that a later entry tells, or lost.
+    pub(super) absent: Vec<(Offset, String)>,
     pub(super) offline: Option<String>,
     /// The journal that is corrupt; `None` where the disk only refused.
     corrupt: Option<Incarnation>,
@@ -73,6 +76,7 @@ impl Replay {
             touched: Vec::new(),
             shard: None,
             directory_changed: false,
+            absent: Vec::new(),
             offline: None,
             corrupt: None,
             has_record: record.is_some(),
@@ -353,11 +357,11 @@ impl<D: Disk> Recovery<'_, D> {
             }
             match tasks.next().await {
                 None => break,
-                Some((_, Ok((written, created)))) if !created => self.written_bytes += written,
-                Some((id, Ok((written, _)))) => {
-                    self.written_bytes += written;
+                Some((id, Ok(flushed))) => {
+                    self.written_bytes += flushed.written;
                     if let Some(replay) = self.replays.get_mut(&id) {
-                        replay.directory_changed = true;
+                        replay.directory_changed |= flushed.created;
+                        replay.absent.extend(flushed.absent);
                     }
                 }
                 Some((id, Err(reason))) => failures.push((id, reason)),
@@ -370,9 +374,17 @@ impl<D: Disk> Recovery<'_, D> {
     }
 }
 
-/// Writes pieces into a partition's segments. Returns the bytes written and whether a file was created.
-async fn flush<D: Disk>(disk: &D, directory: &str, missing: Vec<Missing>) -> Result<(u64, bool), String> {
-    let (mut written, mut created) = (0, false);
+/// What writing into a partition's segments came to.
+#[derive(Default)]
+struct Flushed {
+    written: u64,
+    created: bool,
+    absent: Vec<(Offset, String)>,
+}
+
+/// Writes pieces into a partition's segments.
+async fn flush<D: Disk>(disk: &D, directory: &str, missing: Vec<Missing>) -> Result<Flushed, String> {
+    let mut flushed = Flushed::default();
     let mut open: Option<(Offset, D::File)> = None;
     for piece in missing {
         let path = format!("{}.log", segment_path(directory, piece.segment_base));
@@ -382,18 +394,22 @@ async fn flush<D: Disk>(disk: &D, directory: &str, missing: Vec<Missing>) -> Res
             let file = match disk.open(&path, mode).await {
                 // A segment that was rolled just before the crash may not have reached its directory.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound && piece.position == 0 => {
-                    created = true;
+                    flushed.created = true;
                     disk.open(&path, OpenMode { create_new: true, ..mode }).await
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    flushed.absent.push((piece.segment_base, failed(error)));
+                    continue;
                 }
                 opened => opened,
             };
             open = Some((piece.segment_base, file.map_err(failed)?));
         }
         let Some((_, file)) = &open else { continue };
-        written += piece.bytes.len() as u64;
+        flushed.written += piece.bytes.len() as u64;
         write_piece(disk, file, piece.position, &piece.bytes).await.map_err(failed)?;
     }
-    Ok((written, created))
+    Ok(flushed)
 }
 
 /// Writes bytes at any position: what shares their first and last block stays as it is on disk. (The last block may

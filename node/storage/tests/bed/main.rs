@@ -1,0 +1,274 @@
+//! The test bed of the storage engine: the production engine on a simulated disk, under a random workload, crashed at a
+//! random I/O again and again, also inside recovery and with another number of shards next time. `model.rs` says what must
+//! hold; `docs/TESTBED.md` what it finds.
+//!
+//! `cargo test` runs a few hundred seeds. `FLUMEN_BED_SEEDS=10000` runs so many, `FLUMEN_BED_FIRST=n` begins at
+//! seed `n`; a failing seed prints the command that replays it.
+#![allow(missing_docs)]
+
+mod batches;
+mod model;
+mod node;
+mod scenario;
+mod workload;
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Duration;
+
+use flumen_storage::PlantedBug;
+use flumen_storage::disk::Disk;
+use flumen_storage::sim::{Crash, Random, Sim, SimDisk, SimOptions, Stop};
+
+use model::Model;
+use node::{Node, Shared};
+use scenario::{Scenario, Trouble};
+
+/// What a run came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Summary {
+    trace_hash: u64,
+    batches_acked: u64,
+    duplicates: u64,
+    reads: u64,
+    recoveries: u64,
+    faults: u64,
+    io_steps: u64,
+}
+
+/// How a life ended, where nothing was wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Stopped,
+    /// The node said why and exits.
+    Exited,
+}
+
+fn begin(seed: u64, planted: Option<PlantedBug>, keep_trace: bool) -> (Sim, Rc<Shared>) {
+    let scenario = Scenario::new(seed);
+    let sim = Sim::new(seed, SimOptions { keep_trace, steps_max: 400_000, ..SimOptions::default() });
+    let mut random = Random::new(seed.wrapping_mul(3));
+    let mut model = Model::default();
+    for number in 0..scenario.partitions as u64 {
+        let partition = workload::new_partition(&mut random, &scenario, number);
+        model.partitions.insert(partition.id, partition);
+    }
+    let shared = Shared {
+        planted,
+        model: Rc::new(RefCell::new(model)),
+        random: RefCell::new(random),
+        serial: Cell::new(1000),
+        fault: RefCell::default(),
+        troubled: Cell::new(false),
+        room: Cell::new(0),
+        stopping: Cell::new(false),
+        scenario,
+    };
+    (sim, Rc::new(shared))
+}
+
+/// Runs one seed; panics where anything is wrong.
+fn run_seed(seed: u64, planted: Option<PlantedBug>, keep_trace: bool) -> Summary {
+    let (mut sim, shared) = begin(seed, planted, keep_trace);
+    let mut summary = Summary::default();
+    if keep_trace {
+        eprintln!("{:?}", shared.scenario);
+    }
+    let (lives, trouble) = (shared.scenario.lives, shared.scenario.trouble);
+    for incarnation in 1..=u64::from(lives) + 1 {
+        let last = incarnation == u64::from(lives) + 1;
+        let corrupted = last && trouble == Trouble::Corruption;
+        shared.model.borrow_mut().begin_life();
+        *shared.fault.borrow_mut() = None;
+        shared.stopping.set(false);
+        shared.troubled.set(!last && trouble != Trouble::None && trouble != Trouble::Corruption);
+        let steps = shared.scenario.steps_max;
+        if !last && shared.random.borrow_mut().chance(4, 5) {
+            let mut random = shared.random.borrow_mut();
+            // Early is inside recovery.
+            let steps = if random.chance(1, 3) { 80 } else { steps };
+            sim.crash_after(random.between(1, steps));
+        }
+        if last || shared.random.borrow_mut().chance(1, 2) {
+            sim.disk().set_capacity(u64::MAX >> 1);
+        }
+        if corrupted {
+            flip_a_bit(&sim.disk(), &mut shared.random.borrow_mut());
+        }
+        let end = sim.run(life(shared.clone(), sim.disk(), incarnation, last, corrupted));
+        let ended = format!("seed {seed}, life {incarnation}: {end:?} at step {}", sim.io_steps());
+        if keep_trace {
+            eprintln!("{}{ended}", sim.trace());
+        }
+        assert!(!matches!(end, Err(Stop::Stuck | Stop::Steps)), "{ended}");
+        summary.trace_hash = summary.trace_hash.rotate_left(7) ^ sim.trace_hash();
+        summary.io_steps += sim.io_steps();
+        let crash = if shared.random.borrow_mut().chance(2, 3) { Crash::Power } else { Crash::Process };
+        sim = sim.crash(crash);
+        if end == Ok(End::Stopped) && !last {
+            shared.model.borrow_mut().tokens.clear();
+        }
+    }
+    let model = shared.model.borrow();
+    Summary {
+        batches_acked: model.batches_acked,
+        duplicates: model.duplicates,
+        reads: model.reads,
+        recoveries: model.recoveries,
+        faults: model.faults,
+        ..summary
+    }
+}
+
+/// One life, from recovery to a clean stop or the node's exit; a crash ends it anywhere.
+async fn life(shared: Rc<Shared>, disk: SimDisk, incarnation: u64, last: bool, corrupted: bool) -> End {
+    let troubled = shared.troubled.get();
+    if shared.scenario.trouble == Trouble::Reads && troubled {
+        let skip = shared.random.borrow_mut().below(60) as u32;
+        let operation = flumen_storage::sim::Operation::Read;
+        let kind = std::io::ErrorKind::Other;
+        let fault =
+            flumen_storage::sim::Fault { path_contains: String::new(), operation, skip, count: 1, kind };
+        disk.inject(fault);
+    }
+    let started = Node::start(shared.clone(), disk.clone(), incarnation, corrupted).await;
+    let node = match started {
+        Ok(node) => Rc::new(node),
+        Err(error) => {
+            assert!(
+                corrupted || shared.recovery_may_fail(),
+                "recovery failed though nothing is wrong: {error}"
+            );
+            return End::Exited;
+        }
+    };
+    if corrupted {
+        return End::Stopped;
+    }
+    forget_deleted(&shared);
+    create_missing(&node).await;
+    if last {
+        workload::make_progress(&node).await;
+    } else {
+        workload::start(&node);
+        let millis = shared.random.borrow_mut().between(1, 400);
+        let deadline = disk.monotonic() + Duration::from_millis(millis);
+        while disk.monotonic() < deadline {
+            disk.sleep(Duration::from_millis(2)).await;
+            if shared.fault.borrow().is_some() {
+                shared.model.borrow_mut().faults += 1;
+                return End::Exited;
+            }
+        }
+    }
+    shared.stopping.set(true);
+    // A node that is told to stop on a full disk waits for space, with what is staged and not answered.
+    disk.set_capacity(u64::MAX >> 1);
+    for engine in &node.engines {
+        engine.stop().await;
+    }
+    if shared.fault.borrow().is_some() {
+        return End::Exited;
+    }
+    check_stopped(&shared);
+    End::Stopped
+}
+
+fn forget_deleted(shared: &Shared) {
+    shared.model.borrow_mut().partitions.retain(|_, partition| !partition.deleted);
+}
+
+/// Partitions that metadata has and no engine created yet: in the first life all.
+async fn create_missing(node: &Rc<Node>) {
+    let missing: Vec<_> = {
+        let model = node.shared.model.borrow();
+        let missing = model.partitions.values().filter(|partition| node.slot(&partition.id).is_none());
+        missing
+            .map(|partition| (partition.id, partition.directory.clone(), partition.config.clone()))
+            .collect()
+    };
+    for (id, directory, config) in missing {
+        workload::create(node, id, &directory, config).await;
+    }
+}
+
+/// After a clean stop nothing waits for an answer, except where a partition is offline or gone.
+fn check_stopped(shared: &Shared) {
+    let model = shared.model.borrow();
+    for token in model.tokens.values() {
+        let (model::Token::Batch { partition: id, .. } | model::Token::Delete { partition: id, .. }) = token;
+        let excused = model.partitions.get(id).is_none_or(|partition| partition.deleted || partition.offline);
+        assert!(excused, "no answer after a clean stop: {token:?}");
+    }
+}
+
+fn flip_a_bit(disk: &SimDisk, random: &mut Random) {
+    let files: Vec<(String, usize)> = disk
+        .files()
+        .into_iter()
+        .map(|(path, bytes)| (path, bytes.len()))
+        .filter(|(_, len)| *len > 0)
+        .collect();
+    if files.is_empty() {
+        return;
+    }
+    let (path, len) = &files[random.index(files.len())];
+    // Most of a journal file is empty: what is near its start matters more.
+    let position =
+        if random.chance(1, 2) { random.below(*len as u64) } else { random.below((*len as u64).min(20_000)) };
+    disk.corrupt(path, position, 1 << random.below(8)).expect("the file is there");
+}
+
+/// Runs one seed; the message of what is wrong with it.
+fn try_seed(seed: u64, planted: Option<PlantedBug>) -> Result<Summary, String> {
+    catch_unwind(AssertUnwindSafe(|| run_seed(seed, planted, false))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
+    })
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
+}
+
+#[test]
+fn nothing_acknowledged_is_lost() {
+    if let Some(seed) = number("FLUMEN_BED_SEED") {
+        run_seed(seed, None, true);
+        return;
+    }
+    let first = number("FLUMEN_BED_FIRST").unwrap_or(1);
+    let count = number("FLUMEN_BED_SEEDS").unwrap_or(150);
+    let mut total = Summary::default();
+    for seed in first..first + count {
+        match try_seed(seed, None) {
+            Ok(summary) => {
+                total.batches_acked += summary.batches_acked;
+                total.duplicates += summary.duplicates;
+                total.reads += summary.reads;
+                total.recoveries += summary.recoveries;
+                total.faults += summary.faults;
+                total.io_steps += summary.io_steps;
+            }
+            Err(message) => panic!(
+                "seed {seed}: {message}\nreplay: FLUMEN_BED_SEED={seed} cargo test -p flumen-storage --test bed \
+                 nothing_acknowledged_is_lost -- --nocapture"
+            ),
+        }
+    }
+    eprintln!("{count} seeds from {first}: {total:?}");
+    assert!(
+        count < 50 || total.batches_acked > count && total.recoveries > count,
+        "the workload does nothing: {total:?}"
+    );
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 1..=12 {
+        assert_eq!(try_seed(seed, None), try_seed(seed, None), "seed {seed}");
+    }
+}

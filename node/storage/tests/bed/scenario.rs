@@ -1,0 +1,113 @@
+//! What a seed means: sizes, thresholds, how many shards and lives, and which troubles.
+
+use std::time::Duration;
+
+use flumen_core::config::LogConfig;
+use flumen_storage::sim::Random;
+
+/// The trouble of a run, beside crashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    None,
+    /// The disk fills up and has space again.
+    DiskFull,
+    /// Writes and syncs of segments fail.
+    Segments,
+    /// Writes of the journal fail.
+    Journal,
+    /// Reads, opens and lists fail, in recovery too.
+    Reads,
+    /// Before the last life a bit flips somewhere on the disk.
+    Corruption,
+}
+
+/// All that a run is made of, except the choices on the way.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub seed: u64,
+    pub lives: u32,
+    pub trouble: Trouble,
+    pub partitions: usize,
+    pub shards_max: u64,
+    pub staged_bytes_max: usize,
+    pub cache_bytes_max: usize,
+    pub journal_file_bytes: u64,
+    pub journal_files: usize,
+    pub checkpoint_bytes: u64,
+    pub checkpoint_interval: Duration,
+    pub bulk_bytes_min: usize,
+    /// Percent of batches that are bulk.
+    pub bulk_percent: u64,
+    /// Largest value of a batch that is not bulk.
+    pub value_max: u64,
+    /// Pauses of a producer between batches, at most.
+    pub pause_micros_max: u64,
+    /// Steps of I/O after which a life ends at the latest.
+    pub steps_max: u64,
+    /// Topics come and go.
+    pub topics_change: bool,
+}
+
+impl Scenario {
+    pub fn new(seed: u64) -> Scenario {
+        let mut random = Random::new(seed ^ 0x5ce0_a210);
+        let r = &mut random;
+        let trouble = match r.below(20) {
+            0..=9 => Trouble::None,
+            10 | 11 => Trouble::DiskFull,
+            12..=14 => Trouble::Segments,
+            15 | 16 => Trouble::Journal,
+            17 => Trouble::Reads,
+            _ => Trouble::Corruption,
+        };
+        Scenario {
+            seed,
+            lives: r.between(2, 7) as u32,
+            trouble,
+            partitions: r.between(1, 6) as usize,
+            shards_max: r.between(1, 3),
+            staged_bytes_max: pick(r, &[64 << 10, 256 << 10, 4 << 20]),
+            cache_bytes_max: pick(r, &[0, 32 << 10, 1 << 20]),
+            journal_file_bytes: pick(r, &[64 << 10, 128 << 10, 512 << 10]) as u64,
+            journal_files: r.between(1, 4) as usize,
+            checkpoint_bytes: pick(r, &[16 << 10, 64 << 10, 512 << 10]) as u64,
+            checkpoint_interval: Duration::from_millis(pick(r, &[5, 50, 1000]) as u64),
+            bulk_bytes_min: pick(r, &[12 << 10, 24 << 10]),
+            bulk_percent: pick(r, &[0, 5, 20]) as u64,
+            value_max: pick(r, &[80, 1500, 9000]) as u64,
+            pause_micros_max: pick(r, &[300, 2000, 20_000]) as u64,
+            steps_max: pick(r, &[150, 600, 2500]) as u64,
+            topics_change: r.chance(1, 3),
+        }
+    }
+
+    /// Settings of one partition.
+    pub fn log_config(&self, random: &mut Random) -> LogConfig {
+        let mut config = LogConfig {
+            segment_bytes: pick(random, &[10 << 10, 40 << 10, 300 << 10]) as u32,
+            index_interval_bytes: pick(random, &[512, 4096]) as u32,
+            max_message_bytes: 1 << 20,
+            retention_ms: -1,
+            retention_bytes: -1,
+            flush_messages: 1,
+            ..LogConfig::default()
+        };
+        if random.chance(1, 8) {
+            config.flush_messages = i64::MAX;
+            config.flush_ms = 20;
+        }
+        match random.below(6) {
+            0 => config.retention_bytes = pick(random, &[0, 20 << 10, 60 << 10]) as i64,
+            1 => config.retention_ms = pick(random, &[0, 50, 2000]) as i64,
+            _ => {}
+        }
+        if random.chance(1, 8) {
+            config.segment_ms = 30;
+        }
+        config
+    }
+}
+
+fn pick(random: &mut Random, of: &[usize]) -> usize {
+    of[random.index(of.len())]
+}
