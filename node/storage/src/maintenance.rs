@@ -89,11 +89,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let mut until = retention_at;
         {
             let state = self.state.borrow();
-            if let Some(since) = state.dirty_since {
-                until = until.min(since + self.settings.checkpoint_interval);
-            }
-            if let Some(again) = state.checkpoint_again {
-                until = until.min(again);
+            // After one that failed nothing is due before its time to try again, or this would spin.
+            let due = state.dirty_since.map(|since| since + self.settings.checkpoint_interval);
+            if let Some(at) = state.checkpoint_again.or(due) {
+                until = until.min(at);
             }
             if let Some(at) = state.graves.iter().map(|(at, _)| *at).min() {
                 until = until.min(at);

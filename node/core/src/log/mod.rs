@@ -289,8 +289,14 @@ impl Log {
         log.log_start = log.log_start.min(end);
         if self.segments[0].base_offset > base {
             let first = self.segments[0];
-            assert_eq!(first.base_offset, end, "what is filled ends where the first segment begins");
-            return Log { log_start: end, log_end: end, segments: vec![Segment::new(end, first.created_ms)] };
+            let segment = if first.base_offset == end {
+                Segment::new(end, first.created_ms)
+            } else {
+                // More of `base` is journalled, and so is the log start that went past it.
+                assert!(end < first.base_offset, "what is filled ends before the first segment");
+                Segment { size: position, ..Segment::new(base, first.created_ms) }
+            };
+            return Log { log_start: end, log_end: end, segments: vec![segment] };
         }
         log.truncate(end, base, position).expect("what is filled is a place of the log");
         log

@@ -79,7 +79,8 @@ impl Replay {
             absent: Vec::new(),
             offline: None,
             corrupt: None,
-            has_record: record.is_some(),
+            // Incarnation 0 stands for a partition that was offline before it ever had one (`frozen`).
+            has_record: record.as_ref().is_some_and(|record| record.incarnation.0 > 0),
             record: None,
         };
         if let Some(record) = &record {

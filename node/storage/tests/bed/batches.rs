@@ -10,7 +10,7 @@ use crate::model::{Producer, Sent};
 use crate::scenario::Scenario;
 
 /// A new batch of `producer`, of at most `bytes_max` bytes: never two with the same content.
-pub fn make(
+pub(crate) fn make(
     scenario: &Scenario,
     random: &mut Random,
     producer: &mut Producer,

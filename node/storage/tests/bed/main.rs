@@ -166,7 +166,18 @@ async fn life(shared: Rc<Shared>, disk: SimDisk, incarnation: u64, last: bool, c
     // A node that is told to stop on a full disk waits for space, with what is staged and not answered.
     disk.set_capacity(u64::MAX >> 1);
     for engine in &node.engines {
-        engine.stop().await;
+        let late = std::pin::pin!(disk.sleep(Duration::from_secs(30)));
+        let stop = std::pin::pin!(engine.stop());
+        if let futures_util::future::Either::Right(_) = futures_util::future::select(stop, late).await {
+            let model = shared.model.borrow();
+            let offsets = model.partitions.keys().map(|id| (node.slot(id).is_some(), node.offsets(id)));
+            panic!(
+                "no stop within 30 s: {offsets:?}, {:?}, {:?}",
+                engine.metrics(),
+                model.tokens,
+                offsets = offsets.collect::<Vec<_>>()
+            );
+        }
     }
     if shared.fault.borrow().is_some() {
         return End::Exited;
@@ -264,6 +275,37 @@ fn nothing_acknowledged_is_lost() {
         count < 50 || total.batches_acked > count && total.recoveries > count,
         "the workload does nothing: {total:?}"
     );
+}
+
+/// Seeds within which each planted bug must be found.
+const PLANTED_SEEDS_MAX: u64 = 1500;
+
+/// The bed is worth what it finds: each mistake that `PlantedBug` can build in must fail a seed.
+#[test]
+fn every_planted_bug_is_found() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let only = std::env::var("FLUMEN_BED_BUG").ok();
+    let mut table = Vec::new();
+    for bug in PlantedBug::ALL {
+        if only.as_ref().is_some_and(|only| *only != format!("{bug:?}")) {
+            continue;
+        }
+        // A seed that fails without the bug says nothing of it.
+        let found = (1..=PLANTED_SEEDS_MAX).find_map(|seed| {
+            let error = try_seed(seed, Some(bug)).err()?;
+            try_seed(seed, None).is_ok().then_some((seed, error))
+        });
+        table.push((bug, found));
+    }
+    std::panic::set_hook(hook);
+    for (bug, found) in &table {
+        let (seeds, how) = found.clone().unwrap_or((0, "NOT FOUND".to_owned()));
+        let how: String = how.chars().take(150).collect();
+        eprintln!("| {bug:?} | {seeds} | {how} |");
+    }
+    let missed: Vec<_> = table.iter().filter(|(_, found)| found.is_none()).map(|(bug, _)| bug).collect();
+    assert!(missed.is_empty(), "not found within {PLANTED_SEEDS_MAX} seeds: {missed:?}");
 }
 
 #[test]

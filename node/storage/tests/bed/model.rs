@@ -15,89 +15,94 @@ use flumen_wire::batch::{BatchHeader, Batches};
 
 /// A batch that the log may hold.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// What its answer bears.
-    pub token: u64,
-    pub bytes: Rc<[u8]>,
-    pub header: BatchHeader,
+    pub(crate) token: u64,
+    pub(crate) bytes: Rc<[u8]>,
+    pub(crate) header: BatchHeader,
     /// Its answer was an error in this life: it may come back after a restart, not before.
-    pub failed: bool,
-    pub confirmed: bool,
+    pub(crate) failed: bool,
+    pub(crate) confirmed: bool,
     /// Number of the answer that confirmed it, counted over the shard; 0 where something else did.
-    pub settled_at: u64,
+    pub(crate) settled_at: u64,
     /// How many answers the shard had given when it was placed.
-    pub placed_at: u64,
+    pub(crate) placed_at: u64,
     /// A completed recovery has shown it: it is in its segment.
-    pub recovered: bool,
-    pub shard: u16,
+    pub(crate) recovered: bool,
+    pub(crate) shard: u16,
 }
 
 /// One batch on its way from an idempotent or plain producer, from when it was first sent to its answer.
 #[derive(Clone, Debug)]
-pub struct Sent {
+pub(crate) struct Sent {
     /// Its own, for ever.
-    pub serial: u64,
+    pub(crate) serial: u64,
     /// As the producer made it: offsets not assigned.
-    pub bytes: Rc<[u8]>,
-    pub header: BatchHeader,
+    pub(crate) bytes: Rc<[u8]>,
+    pub(crate) header: BatchHeader,
     /// The token under which the engine placed it, in this life.
-    pub placed: Option<u64>,
-    pub acked: bool,
+    pub(crate) placed: Option<u64>,
+    pub(crate) acked: bool,
 }
 
 /// A producer of one partition, as its client library sees things.
 #[derive(Debug)]
-pub struct Producer {
-    pub id: i64,
-    pub epoch: i16,
-    pub next_sequence: i32,
+pub(crate) struct Producer {
+    pub(crate) id: i64,
+    pub(crate) epoch: i16,
+    pub(crate) next_sequence: i32,
     /// The last five batches at most, oldest first, answered or not.
-    pub window: VecDeque<Sent>,
+    pub(crate) window: VecDeque<Sent>,
 }
 
 impl Producer {
-    pub fn new(id: i64) -> Producer {
+    pub(crate) fn new(id: i64) -> Producer {
         Producer { id, epoch: 0, next_sequence: 0, window: VecDeque::new() }
     }
 
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.window.iter().filter(|sent| !sent.acked).count()
     }
 }
 
 /// One partition as it must be.
 #[derive(Debug)]
-pub struct Partition {
-    pub id: PartitionId,
-    pub directory: String,
-    pub config: LogConfig,
+pub(crate) struct Partition {
+    pub(crate) id: PartitionId,
+    pub(crate) directory: String,
+    pub(crate) config: LogConfig,
     /// Acknowledged is durable; not so where `flush.messages` says otherwise.
-    pub strict: bool,
+    pub(crate) strict: bool,
     /// Its topic is to be deleted, or is.
-    pub deleted: bool,
-    pub offline: bool,
+    pub(crate) deleted: bool,
+    pub(crate) offline: bool,
     /// Created by an engine, in this life or an earlier one.
-    pub created: bool,
+    pub(crate) created: bool,
     log: BTreeMap<i64, Vec<Candidate>>,
     /// The log start that an answer has promised.
-    pub log_start: i64,
+    pub(crate) log_start: i64,
     /// The greatest log start that was asked for.
-    pub log_start_asked: i64,
+    pub(crate) log_start_asked: i64,
     /// Retention is or was on.
-    pub retention: bool,
-    pub producers: Vec<Producer>,
+    pub(crate) retention: bool,
+    pub(crate) producers: Vec<Producer>,
 }
 
 /// Offsets that an engine reports after recovery.
 #[derive(Clone, Copy, Debug)]
-pub struct Reported {
-    pub log_start: i64,
-    pub high_watermark: i64,
-    pub log_end: i64,
+pub(crate) struct Reported {
+    pub(crate) log_start: i64,
+    pub(crate) high_watermark: i64,
+    pub(crate) log_end: i64,
 }
 
 impl Partition {
-    pub fn new(id: PartitionId, directory: String, config: LogConfig, producers: Vec<Producer>) -> Partition {
+    pub(crate) fn new(
+        id: PartitionId,
+        directory: String,
+        config: LogConfig,
+        producers: Vec<Producer>,
+    ) -> Partition {
         let retention =
             config.cleanup_policy.delete && (config.retention_bytes >= 0 || config.retention_ms >= 0);
         Partition {
@@ -116,12 +121,8 @@ impl Partition {
         }
     }
 
-    pub fn name(&self) -> &str {
-        &self.directory
-    }
-
     /// The engine has placed a batch: these bytes are now a candidate at their base offset.
-    pub fn place(&mut self, token: u64, bytes: Rc<[u8]>, shard: u16, answers: u64) {
+    pub(crate) fn place(&mut self, token: u64, bytes: Rc<[u8]>, shard: u16, answers: u64) {
         let header = BatchHeader::parse(&bytes).expect("a batch that we made");
         let here = self.log.entry(header.base_offset).or_default();
         if let Some(old) = here.iter().find(|old| old.confirmed) {
@@ -154,7 +155,7 @@ impl Partition {
     }
 
     /// Whether this batch (by producer and sequence) is in the log for sure.
-    pub fn find(&self, header: &BatchHeader) -> Option<&Candidate> {
+    pub(crate) fn find(&self, header: &BatchHeader) -> Option<&Candidate> {
         self.log.values().flatten().filter(|candidate| !candidate.failed).find(|candidate| {
             let found = &candidate.header;
             (found.producer_id, found.producer_epoch, found.base_sequence)
@@ -163,7 +164,7 @@ impl Partition {
     }
 
     /// An answer said that the batch at `base` is durable; it was placed under `token`, or is an older one.
-    pub fn acknowledge(&mut self, base: i64, token: u64, answers: u64) {
+    pub(crate) fn acknowledge(&mut self, base: i64, token: u64, answers: u64) {
         if !self.strict {
             return;
         }
@@ -191,7 +192,7 @@ impl Partition {
     }
 
     /// An answer said that the batch at `base` is not in the log.
-    pub fn fail(&mut self, base: i64, token: u64) {
+    pub(crate) fn fail(&mut self, base: i64, token: u64) {
         let here = self.log.entry(base).or_default();
         if let Some(candidate) = here.iter_mut().find(|candidate| candidate.token == token) {
             assert!(!candidate.confirmed, "{}: offset {base} failed after it was seen", self.directory);
@@ -200,7 +201,7 @@ impl Partition {
     }
 
     /// What a read returned that was asked for `offset`. Each batch must be one that was sent there.
-    pub fn seen(&mut self, offset: i64, bytes: &[u8], high_watermark: i64) {
+    pub(crate) fn seen(&mut self, offset: i64, bytes: &[u8], high_watermark: i64) {
         let mut expected = None;
         for batch in whole_batches(&self.directory, bytes) {
             let header = batch.header;
@@ -238,7 +239,7 @@ impl Partition {
 
     /// Checks a whole log after a recovery has completed, read from `reported.log_start` to its end, and takes it for the
     /// truth from now on.
-    pub fn recovered(&mut self, reported: Reported, content: &[u8]) {
+    pub(crate) fn recovered(&mut self, reported: Reported, content: &[u8]) {
         let directory = self.directory.clone();
         let Reported { log_start, high_watermark, log_end } = reported;
         assert_eq!(high_watermark, log_end, "{directory}: after recovery all that is there is readable");
@@ -299,7 +300,7 @@ impl Partition {
 
     /// Bytes that a flipped bit may have taken: nothing may be served that was not sent, and what is missing at
     /// the end must be so little that nothing later proves it was durable.
-    pub fn recovered_from_corruption(&mut self, reported: Reported, content: &[u8]) {
+    pub(crate) fn recovered_from_corruption(&mut self, reported: Reported, content: &[u8]) {
         let directory = self.directory.clone();
         let mut proven = BTreeMap::new();
         for candidate in self.log.values().flatten().filter(|candidate| candidate.confirmed) {
@@ -326,7 +327,7 @@ impl Partition {
     }
 
     /// Epochs of the log's batches and where each ends, by its content.
-    pub fn epoch_ends(&self, log_start: i64, log_end: i64) -> Vec<(i32, i64)> {
+    pub(crate) fn epoch_ends(&self, log_start: i64, log_end: i64) -> Vec<(i32, i64)> {
         let mut ends: Vec<(i32, i64)> = Vec::new();
         for candidate in self.log.values().filter_map(|here| here.first()) {
             let header = &candidate.header;
@@ -346,7 +347,7 @@ impl Partition {
 
     /// Checks that retention took nothing that is too young, before `recovered`. `now_ms` is the broker's time. (What
     /// it may take by size depends on batches that may be lost since.)
-    pub fn check_retention(&self, log_start: i64, now_ms: i64) {
+    pub(crate) fn check_retention(&self, log_start: i64, now_ms: i64) {
         if self.config.retention_bytes >= 0 || self.config.retention_ms < 0 {
             return;
         }
@@ -367,7 +368,7 @@ impl Partition {
     }
 
     /// Base offsets of what is confirmed and readable.
-    pub fn readable(&self) -> Vec<i64> {
+    pub(crate) fn readable(&self) -> Vec<i64> {
         let first = |here: &Vec<Candidate>| here.first().filter(|candidate| candidate.confirmed).cloned();
         let batches = self.log.values().filter_map(first);
         batches
@@ -377,7 +378,7 @@ impl Partition {
     }
 
     /// A new life: nothing is placed or offline any more; what was not answered is sent again.
-    pub fn begin_life(&mut self) {
+    pub(crate) fn begin_life(&mut self) {
         self.offline = false;
         for producer in &mut self.producers {
             for sent in &mut producer.window {
@@ -397,36 +398,36 @@ fn whole_batches<'a>(directory: &str, bytes: &'a [u8]) -> Vec<flumen_wire::batch
 
 /// What an answer is for.
 #[derive(Clone, Copy, Debug)]
-pub enum Token {
+pub(crate) enum Token {
     Batch { partition: PartitionId, base: i64, producer: usize, serial: u64, shard: u16, duplicate: bool },
     Delete { partition: PartitionId, offset: i64 },
 }
 
 /// Everything that outlives a crash.
 #[derive(Debug, Default)]
-pub struct Model {
-    pub partitions: BTreeMap<PartitionId, Partition>,
-    pub tokens: BTreeMap<u64, Token>,
+pub(crate) struct Model {
+    pub(crate) partitions: BTreeMap<PartitionId, Partition>,
+    pub(crate) tokens: BTreeMap<u64, Token>,
     next_token: u64,
     /// Answers (calls of the sink) per shard in this life.
-    pub answers: BTreeMap<u16, u64>,
+    pub(crate) answers: BTreeMap<u16, u64>,
     /// Directories of deleted topics whose ids are gone for good.
-    pub gone: BTreeSet<String>,
-    pub batches_acked: u64,
-    pub duplicates: u64,
-    pub reads: u64,
-    pub recoveries: u64,
-    pub faults: u64,
+    pub(crate) gone: BTreeSet<String>,
+    pub(crate) batches_acked: u64,
+    pub(crate) duplicates: u64,
+    pub(crate) reads: u64,
+    pub(crate) recoveries: u64,
+    pub(crate) faults: u64,
 }
 
 impl Model {
-    pub fn token(&mut self, token: Token) -> u64 {
+    pub(crate) fn token(&mut self, token: Token) -> u64 {
         self.next_token += 1;
         self.tokens.insert(self.next_token, token);
         self.next_token
     }
 
-    pub fn begin_life(&mut self) {
+    pub(crate) fn begin_life(&mut self) {
         self.tokens.clear();
         self.answers.clear();
         for partition in self.partitions.values_mut() {
@@ -435,7 +436,7 @@ impl Model {
     }
 
     /// Whether the answer concerns a partition that is deleted or offline.
-    pub fn excuses(&self, token: u64) -> bool {
+    pub(crate) fn excuses(&self, token: u64) -> bool {
         let Some(Token::Batch { partition, .. } | Token::Delete { partition, .. }) = self.tokens.get(&token)
         else {
             return false;
@@ -444,7 +445,7 @@ impl Model {
     }
 
     /// An answer may leave.
-    pub fn settle(&mut self, token: u64, ok: bool) {
+    pub(crate) fn settle(&mut self, token: u64, ok: bool) {
         let Some(what) = self.tokens.remove(&token) else {
             panic!("answer {token} was given twice, or never asked")
         };
@@ -479,7 +480,7 @@ impl Model {
 }
 
 /// Offsets as the engine's type has them.
-pub fn reported(offsets: flumen_storage::Offsets) -> Reported {
+pub(crate) fn reported(offsets: flumen_storage::Offsets) -> Reported {
     let Offset(log_start) = offsets.log_start;
     Reported { log_start, high_watermark: offsets.high_watermark.0, log_end: offsets.log_end.0 }
 }

@@ -15,29 +15,29 @@ use flumen_wire::ErrorCode;
 use crate::model::{Model, Reported, reported};
 use crate::scenario::{Scenario, Trouble};
 
-pub type SimEngine = Engine<SimDisk, u64>;
+pub(crate) type SimEngine = Engine<SimDisk, u64>;
 
-pub const DIRECTORY_ID: [u8; 16] = *b"flumen test bed!";
+pub(crate) const DIRECTORY_ID: [u8; 16] = *b"flumen test bed!";
 
 /// What every part of a life sees.
-pub struct Shared {
-    pub scenario: Scenario,
-    pub planted: Option<PlantedBug>,
-    pub model: Rc<RefCell<Model>>,
-    pub random: RefCell<Random>,
-    pub serial: Cell<u64>,
+pub(crate) struct Shared {
+    pub(crate) scenario: Scenario,
+    pub(crate) planted: Option<PlantedBug>,
+    pub(crate) model: Rc<RefCell<Model>>,
+    pub(crate) random: RefCell<Random>,
+    pub(crate) serial: Cell<u64>,
     /// The journal of a shard has failed: the node is to exit.
-    pub fault: RefCell<Option<String>>,
+    pub(crate) fault: RefCell<Option<String>>,
     /// Faults may be on.
-    pub troubled: Cell<bool>,
+    pub(crate) troubled: Cell<bool>,
     /// Counts the sink's calls of `room`.
-    pub room: Cell<u64>,
-    pub stopping: Cell<bool>,
+    pub(crate) room: Cell<u64>,
+    pub(crate) stopping: Cell<bool>,
 }
 
 impl Shared {
     /// Whether trouble of this life is there already while it recovers.
-    pub fn recovery_may_fail(&self) -> bool {
+    pub(crate) fn recovery_may_fail(&self) -> bool {
         self.troubled.get() && matches!(self.scenario.trouble, Trouble::Reads | Trouble::DiskFull)
     }
 }
@@ -81,17 +81,17 @@ impl Sink<u64> for ModelSink {
 }
 
 /// The engines of a life.
-pub struct Node {
-    pub shared: Rc<Shared>,
-    pub disk: SimDisk,
-    pub engines: Vec<Rc<SimEngine>>,
-    pub incarnation: u64,
+pub(crate) struct Node {
+    pub(crate) shared: Rc<Shared>,
+    pub(crate) disk: SimDisk,
+    pub(crate) engines: Vec<Rc<SimEngine>>,
+    pub(crate) incarnation: u64,
     salt: u64,
 }
 
 impl Node {
     /// Recovers and starts. Checks every log against the model.
-    pub async fn start(
+    pub(crate) async fn start(
         shared: Rc<Shared>,
         disk: SimDisk,
         incarnation: u64,
@@ -122,7 +122,7 @@ impl Node {
         let node = Node { shared, disk, engines, incarnation, salt };
         for partition in recovered.partitions {
             let engine = node.engine(&partition.id).clone();
-            engine.adopt(partition).await;
+            engine.adopt(partition).await.expect("recovery names each partition once");
         }
         // Before retention runs: what recovery left is what is checked.
         node.check_all(corrupted).await;
@@ -143,25 +143,30 @@ impl Node {
         }
     }
 
-    pub fn shard(&self, id: &PartitionId) -> u16 {
+    pub(crate) fn shard(&self, id: &PartitionId) -> u16 {
         let mut random = Random::new(self.salt ^ u64::from(id.topic.0[15]) << 32 ^ id.partition as u64);
         random.index(self.engines.len()) as u16
     }
 
-    pub fn engine(&self, id: &PartitionId) -> &Rc<SimEngine> {
+    pub(crate) fn engine(&self, id: &PartitionId) -> &Rc<SimEngine> {
         &self.engines[usize::from(self.shard(id))]
     }
 
-    pub fn slot(&self, id: &PartitionId) -> Option<Slot> {
+    pub(crate) fn slot(&self, id: &PartitionId) -> Option<Slot> {
         self.engine(id).partition(id)
     }
 
-    pub fn offsets(&self, id: &PartitionId) -> Option<Reported> {
+    pub(crate) fn offsets(&self, id: &PartitionId) -> Option<Reported> {
         self.engine(id).offsets(self.slot(id)?).map(reported)
     }
 
     /// What a consumer gets.
-    pub async fn read(&self, id: &PartitionId, offset: i64, bytes_max: usize) -> Result<Vec<u8>, ReadError> {
+    pub(crate) async fn read(
+        &self,
+        id: &PartitionId,
+        offset: i64,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, ReadError> {
         let engine = self.engine(id);
         let Some(slot) = self.slot(id) else { return Err(ReadError::Gone) };
         match engine.read(slot, Offset(offset), bytes_max, true)? {
@@ -172,7 +177,7 @@ impl Node {
     }
 
     /// The whole log of a partition, read as a consumer does.
-    pub async fn read_all(&self, id: &PartitionId, from: Reported) -> Result<Vec<u8>, ReadError> {
+    pub(crate) async fn read_all(&self, id: &PartitionId, from: Reported) -> Result<Vec<u8>, ReadError> {
         let mut all = Vec::new();
         let mut at = from.log_start;
         while at < from.high_watermark {
@@ -261,7 +266,7 @@ impl Node {
         }
     }
 
-    pub fn with_partition<R>(
+    pub(crate) fn with_partition<R>(
         &self,
         id: &PartitionId,
         work: impl FnOnce(&mut crate::model::Partition) -> R,

@@ -7,7 +7,7 @@ use flumen_storage::sim::Random;
 
 /// The trouble of a run, beside crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     None,
     /// The disk fills up and has space again.
     DiskFull,
@@ -23,33 +23,32 @@ pub enum Trouble {
 
 /// All that a run is made of, except the choices on the way.
 #[derive(Clone, Debug)]
-pub struct Scenario {
-    pub seed: u64,
-    pub lives: u32,
-    pub trouble: Trouble,
-    pub partitions: usize,
-    pub shards_max: u64,
-    pub staged_bytes_max: usize,
-    pub cache_bytes_max: usize,
-    pub journal_file_bytes: u64,
-    pub journal_files: usize,
-    pub checkpoint_bytes: u64,
-    pub checkpoint_interval: Duration,
-    pub bulk_bytes_min: usize,
+pub(crate) struct Scenario {
+    pub(crate) lives: u32,
+    pub(crate) trouble: Trouble,
+    pub(crate) partitions: usize,
+    pub(crate) shards_max: u64,
+    pub(crate) staged_bytes_max: usize,
+    pub(crate) cache_bytes_max: usize,
+    pub(crate) journal_file_bytes: u64,
+    pub(crate) journal_files: usize,
+    pub(crate) checkpoint_bytes: u64,
+    pub(crate) checkpoint_interval: Duration,
+    pub(crate) bulk_bytes_min: usize,
     /// Percent of batches that are bulk.
-    pub bulk_percent: u64,
+    pub(crate) bulk_percent: u64,
     /// Largest value of a batch that is not bulk.
-    pub value_max: u64,
+    pub(crate) value_max: u64,
     /// Pauses of a producer between batches, at most.
-    pub pause_micros_max: u64,
+    pub(crate) pause_micros_max: u64,
     /// Steps of I/O after which a life ends at the latest.
-    pub steps_max: u64,
+    pub(crate) steps_max: u64,
     /// Topics come and go.
-    pub topics_change: bool,
+    pub(crate) topics_change: bool,
 }
 
 impl Scenario {
-    pub fn new(seed: u64) -> Scenario {
+    pub(crate) fn new(seed: u64) -> Scenario {
         let mut random = Random::new(seed ^ 0x5ce0_a210);
         let r = &mut random;
         let trouble = match r.below(20) {
@@ -61,7 +60,6 @@ impl Scenario {
             _ => Trouble::Corruption,
         };
         Scenario {
-            seed,
             lives: r.between(2, 7) as u32,
             trouble,
             partitions: r.between(1, 6) as usize,
@@ -82,7 +80,7 @@ impl Scenario {
     }
 
     /// Settings of one partition.
-    pub fn log_config(&self, random: &mut Random) -> LogConfig {
+    pub(crate) fn log_config(&self, random: &mut Random) -> LogConfig {
         let mut config = LogConfig {
             segment_bytes: pick(random, &[10 << 10, 40 << 10, 300 << 10]) as u32,
             index_interval_bytes: pick(random, &[512, 4096]) as u32,

