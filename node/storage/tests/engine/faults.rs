@@ -221,9 +221,13 @@ fn a_torn_tail_is_cut() {
     let disk = sim.disk();
     sim.run(async move {
         // The last group alone: nothing says that it was durable.
-        let journal = &disk.files()["journal/00"];
-        let last = (0..journal.len()).step_by(4096).rfind(|at| journal[*at..].starts_with(b"FLUMGRUP"));
-        disk.corrupt("journal/00", last.unwrap() as u64 + 300, 1).unwrap();
+        let files = disk.files();
+        let group = |journal: &[u8]| {
+            (0..journal.len()).step_by(4096).rfind(|at| journal[*at..].starts_with(b"FLUMGRUP"))
+        };
+        let mut journals = files.iter().filter(|(path, _)| path.starts_with("journal/"));
+        let (path, last) = journals.find_map(|(path, journal)| Some((path, group(journal)?))).unwrap();
+        disk.corrupt(path, last as u64 + 300, 1).unwrap();
         let recovered = recovered(&disk, 2, 1).await;
         assert!(recovered.findings.is_empty(), "{:?}", recovered.findings);
         assert_eq!(recovered.partitions[0].offsets().1, Offset(4));
