@@ -1,3 +1,4 @@
+#![allow(clippy::disallowed_methods)] // reads its scenarios
 //! Text scenarios of the controller, one per file in `tests/metadata`.
 //!
 //! A line at the margin is a command; the lines indented below it are its outcome. What a command does:
