@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     runtime::uptime();
     // First of all, for it is free only while the process has one thread.
     sys::register_membarrier();
+    sys::keep_freed_memory();
     let config = match Config::load(&Arguments::parse()) {
         Ok(config) => config,
         Err(mistake) => {

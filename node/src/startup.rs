@@ -17,7 +17,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flumen_core::limits::{BULK_BYTES_MIN, JOURNAL_FILE_BYTES, STAGED_BYTES_MAX};
 use flumen_core::metadata::{
     BrokerRegistration, ClusterId, Controller, DirectoryId, Image, Listener, Record,
 };
@@ -34,13 +33,6 @@ use crate::handlers::FEATURES;
 use crate::server::NodeFacts;
 use crate::shard::metadata::ControllerLog;
 use crate::sys;
-
-/// The part of `--memory` that batches may take which are not in their segments yet.
-const STAGED_SHARE: u64 = 4;
-/// The part of `--memory` that the batch caches may take.
-const CACHE_SHARE: u64 = 2;
-/// The longest that a checkpoint waits while anything is dirty.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The data folder, ready to be served.
 pub(crate) struct Opened {
@@ -155,28 +147,14 @@ fn known_partitions(facts: &NodeFacts, image: &Image) -> HashMap<PartitionId, Kn
 
 /// How the engine of one shard is set up: the node's memory, dealt out.
 pub(crate) fn engine_settings(facts: &NodeFacts, shard: ShardId, folder: &Folder) -> EngineSettings {
-    let shards = u64::from(facts.config.shards);
-    let staged = (facts.config.memory / STAGED_SHARE).min(STAGED_BYTES_MAX as u64) / shards;
-    let broker = &facts.config.broker;
+    let (shards, memory) = (facts.config.shards, facts.config.memory as usize);
+    let usual = EngineSettings::new(shard, shards, folder.incarnation, folder.directory_id.0, memory);
     EngineSettings {
-        shard,
-        shards: facts.config.shards,
-        incarnation: folder.incarnation,
-        directory_id: folder.directory_id.0,
-        staged_bytes_max: staged as usize,
-        cache_bytes_max: (facts.config.memory / CACHE_SHARE / shards) as usize,
-        journal_file_bytes: JOURNAL_FILE_BYTES,
-        journal_files: JOURNAL_FILES_AT_START,
-        checkpoint_bytes: staged / 2,
-        checkpoint_interval: CHECKPOINT_INTERVAL,
-        retention_interval: Duration::from_millis(broker.log_retention_check_interval_ms),
-        bulk_bytes_min: BULK_BYTES_MIN,
+        retention_interval: Duration::from_millis(facts.config.broker.log_retention_check_interval_ms),
         producer_expiration_ms: producer_expiration_ms(facts),
+        ..usual
     }
 }
-
-/// Journal files that a shard makes before it serves.
-const JOURNAL_FILES_AT_START: usize = 1;
 
 fn producer_expiration_ms(facts: &NodeFacts) -> i64 {
     i64::try_from(facts.config.broker.producer_id_expiration_ms).unwrap_or(i64::MAX)

@@ -306,7 +306,9 @@ impl Shard {
     /// Says which bytes on disk are not what was written, with file and position.
     pub(crate) fn report_read_faults(&self) {
         for fault in self.engine.take_read_faults() {
-            tracing::error!("{fault}");
+            if let Some(suppressed) = self.damages.pass(std::time::Instant::now()) {
+                tracing::error!(suppressed, "{fault}");
+            }
         }
     }
 

@@ -100,6 +100,8 @@ pub(crate) struct Shard {
     outgoing: Vec<Outgoing>,
     lender: Lender<Buffer>,
     complaints: Limit,
+    /// Of damaged data, which a client can ask for again and again.
+    damages: Limit,
     rng: RefCell<fastrand::Rng>,
 }
 
@@ -164,6 +166,7 @@ pub(crate) async fn run(
         outgoing: (0..count).map(|_| Outgoing::default()).collect(),
         lender: Lender::new(LENT_MAX),
         complaints: Limit::new(COMPLAINTS_EVERY),
+        damages: Limit::new(COMPLAINTS_EVERY),
         rng: RefCell::new(fastrand::Rng::with_seed(u64::from_ne_bytes(crate::sys::random_bytes()))),
         facts,
     });
@@ -183,6 +186,7 @@ impl Shard {
         for partition in recovered {
             self.engine.adopt(partition).await.map_err(|error| error.to_string())?;
         }
+        self.engine.prepare().await;
         let journal = {
             let shard = Rc::clone(&self);
             runtime::spawn("journal", async move {

@@ -10,7 +10,7 @@ mod uring;
 pub use file::{FileSystem, file_system, sync_file_system};
 pub use lent::{Lender, Lent, Stable};
 pub use machine::{
-    Limit, Resource, Usage, allowed_cpus, limit, memory_total, raise_limit, random_bytes,
+    Limit, Resource, Usage, allowed_cpus, keep_freed_memory, limit, memory_total, raise_limit, random_bytes,
     register_membarrier, thread_id, usage,
 };
 pub use socket::{Bound, ListenError, bind, duplicate, listener, receive_into, send_vectored, stream};
