@@ -12,6 +12,7 @@
 //! One group is in flight; what arrives meanwhile is the next one. Invariant: no answer leaves before the write of its
 //! group, and of every earlier one, has completed (relaxed topics excepted, by their owner's choice).
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -470,8 +471,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             partition.unfilled_bytes >= flumen_core::limits::FILL_BYTES_MIN && partition.bulk.is_empty();
         let id = partition.id;
         let mut answered = Vec::new();
-        while partition.waiters.front().is_some_and(|(last, _)| *last < partition.high_watermark) {
-            answered.extend(partition.waiters.pop_front().map(|(_, token)| (token, Ok(()))));
+        if !partition.waiters.is_empty() {
+            let below = partition.high_watermark;
+            let (settled, kept) = partition.waiters.drain(..).partition(|(last, _)| *last < below);
+            partition.waiters = kept;
+            let settled: VecDeque<(Offset, T)> = settled;
+            answered.extend(settled.into_iter().map(|(_, token)| (token, Ok(()))));
         }
         state.fill_due |= fill;
         state.ready.extend(answered);

@@ -3,6 +3,7 @@
 //!
 //! Space grows with the partition's rate, from 64 KiB steps to 16 MiB ones, mostly ahead of need.
 
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
@@ -201,8 +202,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let bytes: usize = refused.iter().map(|staged| staged.bytes.len()).sum();
         partition.staged_bytes -= bytes;
         let failed = Err(ErrorCode::KafkaStorageError);
-        let keep = partition.waiters.partition_point(|(last, _)| *last < from);
-        let waiting: Vec<_> = partition.waiters.drain(keep..).map(|(_, token)| (token, failed)).collect();
+        // Retries come in any order, so these are not sorted.
+        let (kept, gone_too) = partition.waiters.drain(..).partition(|(last, _)| *last < from);
+        partition.waiters = kept;
+        let gone_too: VecDeque<(Offset, T)> = gone_too;
+        let waiting: Vec<_> = gone_too.into_iter().map(|(_, token)| (token, failed)).collect();
         let directory = partition.directory.clone();
         state.staged_bytes -= bytes;
         state.staged_batches -= refused.len();

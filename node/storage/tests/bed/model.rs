@@ -18,6 +18,8 @@ use flumen_wire::batch::{BatchHeader, Batches};
 pub(crate) struct Candidate {
     /// What its answer bears.
     pub(crate) token: u64,
+    /// Whose it is.
+    pub(crate) serial: u64,
     pub(crate) bytes: Rc<[u8]>,
     pub(crate) header: BatchHeader,
     /// Its answer was an error in this life: it may come back after a restart, not before.
@@ -33,7 +35,7 @@ pub(crate) struct Candidate {
 }
 
 /// One batch on its way from an idempotent or plain producer, from when it was first sent to its answer.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Sent {
     /// Its own, for ever.
     pub(crate) serial: u64,
@@ -43,6 +45,13 @@ pub(crate) struct Sent {
     /// The token under which the engine placed it, in this life.
     pub(crate) placed: Option<u64>,
     pub(crate) acked: bool,
+}
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Sent { serial, bytes, header, placed, acked } = self;
+        write!(f, "{serial}: {} bytes, sequence {}, {placed:?} {acked}", bytes.len(), header.base_sequence)
+    }
 }
 
 /// A producer of one partition, as its client library sees things.
@@ -122,7 +131,7 @@ impl Partition {
     }
 
     /// The engine has placed a batch: these bytes are now a candidate at their base offset.
-    pub(crate) fn place(&mut self, token: u64, bytes: Rc<[u8]>, shard: u16, answers: u64) {
+    pub(crate) fn place(&mut self, token: u64, serial: u64, bytes: Rc<[u8]>, shard: u16, answers: u64) {
         let header = BatchHeader::parse(&bytes).expect("a batch that we made");
         let here = self.log.entry(header.base_offset).or_default();
         if let Some(old) = here.iter().find(|old| old.confirmed) {
@@ -142,6 +151,7 @@ impl Partition {
         }
         let candidate = Candidate {
             token,
+            serial,
             bytes,
             header,
             failed: false,
@@ -164,14 +174,15 @@ impl Partition {
     }
 
     /// An answer said that the batch at `base` is durable; it was placed under `token`, or is an older one.
-    pub(crate) fn acknowledge(&mut self, base: i64, token: u64, answers: u64) {
+    pub(crate) fn acknowledge(&mut self, base: i64, token: u64, serial: u64, answers: u64) {
         if !self.strict {
             return;
         }
         let directory = self.directory.clone();
         let here = self.log.entry(base).or_default();
         let placed = here.iter().rposition(|candidate| candidate.token == token);
-        let Some(at) = placed.or_else(|| here.iter().rposition(|candidate| !candidate.failed)) else {
+        let same = |candidate: &Candidate| !candidate.failed && candidate.serial == serial;
+        let Some(at) = placed.or_else(|| here.iter().rposition(same)) else {
             assert!(
                 base < self.log_start_asked || self.retention,
                 "{directory}: answer for offset {base}, not sent"
@@ -462,7 +473,7 @@ impl Model {
                     }
                 }
                 if ok {
-                    partition.acknowledge(base, token, answers);
+                    partition.acknowledge(base, token, serial, answers);
                     self.batches_acked += 1;
                 } else if !duplicate {
                     partition.fail(base, token);

@@ -11,7 +11,7 @@ use flumen_storage::disk::Disk;
 use flumen_storage::sim::{Fault, Operation, Random};
 use flumen_storage::{AppendError, ReadError, StorageError};
 use flumen_wire::ErrorCode;
-use flumen_wire::batch::{Batches, assign};
+use flumen_wire::batch::{BatchHeader, Batches, assign};
 
 use crate::batches;
 use crate::model::{Partition, Producer, Sent, Token};
@@ -142,7 +142,7 @@ async fn send(node: &Node, id: &PartitionId, producer: usize, sent: Sent) -> boo
     let placed = match result {
         Ok(placed) => placed,
         Err((token, error)) => {
-            refused(node, id, token, error).await;
+            refused(node, id, &header, token, error).await;
             return false;
         }
     };
@@ -176,7 +176,7 @@ async fn send(node: &Node, id: &PartitionId, producer: usize, sent: Sent) -> boo
             }
             let mut bytes = sent.bytes.to_vec();
             assign(&mut bytes, base, node.incarnation as i32);
-            partition.place(token, bytes.into(), shard, answers);
+            partition.place(token, sent.serial, bytes.into(), shard, answers);
         }
     }
     let window = &mut partition.producers[producer].window;
@@ -186,7 +186,7 @@ async fn send(node: &Node, id: &PartitionId, producer: usize, sent: Sent) -> boo
     true
 }
 
-async fn refused(node: &Node, id: &PartitionId, token: u64, error: AppendError) {
+async fn refused(node: &Node, id: &PartitionId, header: &BatchHeader, token: u64, error: AppendError) {
     node.shared.model.borrow_mut().tokens.remove(&token);
     match error {
         AppendError::Full => {
@@ -214,7 +214,12 @@ async fn refused(node: &Node, id: &PartitionId, token: u64, error: AppendError) 
                 _ => false,
             };
             let ending = node.shared.stopping.get() || node.shared.fault.borrow().is_some();
-            assert!(expected || gone || ending, "a batch is refused with {code:?} though nothing is wrong");
+            if !(expected || gone || ending) {
+                let known = node.slot(id).map(|slot| node.engine(id).producers(slot));
+                panic!(
+                    "{id:?}: {header:?} is refused with {code:?} though nothing is wrong; known: {known:?}"
+                );
+            }
             node.disk.sleep(Duration::from_millis(3)).await;
         }
     }
@@ -479,7 +484,11 @@ pub(crate) async fn make_progress(node: &Rc<Node>) {
             let deadline = node.disk.monotonic() + Duration::from_secs(30);
             loop {
                 let name = node.with_partition(id, |p| p.directory.clone());
-                assert!(node.disk.monotonic() < deadline, "{name}: no progress at the end");
+                if node.disk.monotonic() >= deadline {
+                    let window = node.with_partition(id, |p| format!("{:?}", p.producers[producer].window));
+                    let window: String = window.chars().take(600).collect();
+                    panic!("{name}: no progress at the end: {:?}, {window}", node.engine(id).metrics());
+                }
                 let idle = node.with_partition(id, |p| p.producers[producer].in_flight() == 0);
                 if idle && node.with_partition(id, |p| !p.producers[producer].window.is_empty()) {
                     break;
