@@ -1,3 +1,4 @@
+#![allow(clippy::disallowed_methods)] // reads its scenarios
 //! Plays the scenarios in `tests/scenarios/producer`, one per file: a line is a command, and the lines after it that begin with
 //! `>` are what must come of it. `FLUMEN_BLESS=1` writes what came instead.
 //!

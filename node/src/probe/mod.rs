@@ -142,7 +142,7 @@ mod tests {
     fn what_shards_count_adds_up() {
         let name = |key| if key == 0 { "Produce" } else { "Fetch" };
         let mut merged = Snapshot::default();
-        for shard in 0..2 {
+        for _ in 0..2 {
             let probe = ShardProbe::new();
             probe.request(0, Duration::from_micros(100), false);
             probe.request(1, Duration::from_millis(3), true);
