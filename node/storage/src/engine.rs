@@ -23,7 +23,7 @@ use crate::api::{
     ReadOutcome, Sink, Slot,
 };
 use crate::cache::{self, Buffers, Want};
-use crate::disk::Disk;
+use crate::disk::{BLOCK, Disk};
 use crate::journal_files::Journal;
 use crate::partition::{Held, Note, Partition, Staged, placed_header};
 use crate::segment::{ReaderSettings, SegmentReader};
@@ -358,7 +358,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     fn check_room(&self, state: &mut State<D, T>, bytes: usize) -> Result<(), AppendError> {
         let staged = state.staged_bytes + state.buffers.pinned_bytes();
         let crowded = staged > 0 && staged + bytes > self.settings.staged_bytes_max;
-        let journal = state.journal.room_for(state.staged_bytes + bytes, state.staged_batches + 1);
+        // Alone, a batch that is bulk goes past the journal: it need not fit there.
+        let alone = state.staged_bytes == 0 && bytes >= self.settings.bulk_bytes_min;
+        let journalled = if alone { 2 * BLOCK } else { state.staged_bytes + bytes };
+        let journal = state.journal.room_for(journalled, state.staged_batches + 1);
         if !crowded && journal {
             return Ok(());
         }

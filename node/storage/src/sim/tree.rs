@@ -327,14 +327,24 @@ impl Tree {
         }
     }
 
+    /// Nothing is open any more, and an error that was due to an open file is told to nobody.
+    fn forget_handles(&mut self) {
+        self.handles.clear();
+        for node in self.nodes.values_mut() {
+            if let Node::File(content) = node {
+                content.take_lost();
+            }
+        }
+    }
+
     /// The process is gone: nothing is open any more. What was pending stays pending.
     pub(super) fn process_failure(&mut self) {
-        self.handles.clear();
+        self.forget_handles();
     }
 
     /// The power failed: only the medium remains, and of what was pending whatever `random` says.
     pub(super) fn power_failure(&mut self, random: &mut Random) {
-        self.handles.clear();
+        self.forget_handles();
         for node in self.nodes.values_mut() {
             match node {
                 Node::Directory(directory) => directory.power_failure(random),

@@ -291,12 +291,19 @@ fn every_planted_bug_is_found() {
             continue;
         }
         // A seed that fails without the bug says nothing of it.
+        // Where the search was long, the seed that ended it comes first.
+        let first = match bug {
+            PlantedBug::JournalFreedEarly => Some(105),
+            PlantedBug::CorruptionTakenForTornTail => Some(654),
+            _ => None,
+        };
         // Only where bits flip can corruption be taken for anything else.
         let fits = |seed: &u64| {
             bug != PlantedBug::CorruptionTakenForTornTail
                 || Scenario::new(*seed).trouble == Trouble::Corruption
         };
-        let found = (1..=PLANTED_SEEDS_MAX).filter(fits).find_map(|seed| {
+        // A seed that fails without the bug says nothing of it.
+        let found = first.into_iter().chain(1..=PLANTED_SEEDS_MAX).filter(fits).find_map(|seed| {
             let error = try_seed(seed, Some(bug)).err()?;
             try_seed(seed, None).is_ok().then_some((seed, error))
         });
