@@ -35,7 +35,7 @@ DEFAULT = """
 0037 0038 0039 0040 0041 0042 0044 0046 0048 0049 0051 0052 0053 0054 0055 0057 0058 0060 0061 0062 0063 0064
 0065 0067 0068 0069 0070 0073 0074 0075 0076 0077 0078
 0081:do_test_CreateTopics 0081:do_test_DeleteTopics 0081:do_test_CreatePartitions 0081:do_test_AlterConfigs
-0081:do_test_IncrementalAlterConfigs 0081:do_test_DescribeConfigs 0081:do_test_DeleteRecords
+0081:do_test_IncrementalAlterConfigs 0081:do_test_DescribeConfigs: 0081:do_test_DeleteRecords
 0081:do_test_DescribeTopics 0081:do_test_DescribeCluster 0081:do_test_ListOffsets 0081:do_test_unclean_destroy
 0082 0083 0084 0085 0086 0088 0090 0093 0094 0095 0099
 0100 0107 0109 0110 0111 0112 0114 0121 0123 0125 0127 0137

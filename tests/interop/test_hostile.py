@@ -288,6 +288,41 @@ def test_unreadable_batch(broker, made, name):
         assert wire.fetch(fresh, made, 0, max_wait_ms=0, min_bytes=0)[1] == 0
 
 
+def test_compacted_topics_need_keys(connection, topic):
+    """All records without a key are named, so that a client can send the others again."""
+    assert wire.create_topic(connection, topic, 1, 1, {"cleanup.policy": "compact"})[0] == wire.NONE
+    keys = [b"k", None, b"k", None, None]
+    records = b"".join(wire.record(n, b"v", key) for n, key in enumerate(keys))
+    batch = wire.Batch([b""] * 5, records=records).encode()
+    deadline = time.monotonic() + 10
+    while True:
+        answer = connection.call(wire.PRODUCE, 8, wire.produce_body([(topic, 0, batch)]))
+        answer.take("i"), answer.string(), answer.take("i"), answer.take("i")
+        code = answer.take("h")
+        # The reference answers before the topic is served.
+        if code not in (wire.UNKNOWN_TOPIC_OR_PARTITION, wire.NOT_LEADER_OR_FOLLOWER):
+            break
+        assert time.monotonic() < deadline, "the topic is not served"
+        time.sleep(0.05)
+    assert code == wire.INVALID_RECORD
+    answer.take("q"), answer.take("q"), answer.take("q")
+    assert [(answer.take("i"), bool(answer.string()))[0] for _ in range(answer.take("i"))] == [1, 3, 4]
+
+
+@pytest.mark.flumen_only  # The reference says it a thousand times.
+def test_bad_frames_are_logged_at_a_bounded_rate(own_broker):
+    """One line says what came from where; a thousand times the same is not a thousand lines."""
+    broker = own_broker()
+    before = len(broker.log_text().splitlines())
+    for _ in range(1000):
+        with wire.Connection(broker.port) as connection:
+            connection.raw(BAD_FRAMES["negative length"])
+            assert connection.closed_by_peer()
+    lines = broker.log_text().splitlines()[before:]
+    assert 0 < len(lines) < 100
+    assert any("127.0.0.1" in line for line in lines)
+
+
 def test_garbage_after_a_batch(connection, made):
     """Refused, or ignored as the reference does; never appended."""
     records = wire.Batch(TWO).encode() + b"\x37" * 10

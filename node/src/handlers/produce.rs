@@ -8,7 +8,7 @@ use bytes::Bytes;
 use flumen_core::config::{LogConfig, TimestampType};
 use flumen_core::types::PartitionId;
 use flumen_wire::ErrorCode;
-use flumen_wire::batch::{self, BatchHeader, CheckRules, Checked};
+use flumen_wire::batch::{self, BatchError, BatchHeader, CheckRules, Checked, RecordFault};
 use flumen_wire::messages::produce_request::{ProduceRequest, TopicProduceData};
 use flumen_wire::messages::produce_response::{
     BatchIndexAndErrorMessage, PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
@@ -102,7 +102,7 @@ fn check(records: Bytes, config: &LogConfig, version: i16) -> Result<(BatchHeade
         ..CheckRules::default()
     };
     let checked = batch::check(&records, &rules).map_err(|error| Outcome {
-        record: error.record_index(),
+        records_at_fault: records_at_fault(&records, &rules, &error),
         ..Outcome::error_because(error.error_code(), error.to_string())
     })?;
     if checked.header.is_transactional() {
@@ -118,6 +118,21 @@ fn check(records: Bytes, config: &LogConfig, version: i16) -> Result<(BatchHeade
     batch::set_max_timestamp(&mut mended, checked.max_timestamp);
     header.max_timestamp = checked.max_timestamp;
     Ok((header, Bytes::from(mended)))
+}
+
+/// The index of each record that is why the batch is refused: clients say of those what is wrong, and of the others
+/// of the batch only that they were in bad company. All that lack a key; of other faults the first, as nothing after it can be read.
+fn records_at_fault(records: &[u8], rules: &CheckRules, error: &BatchError) -> Vec<i32> {
+    let BatchError::Record { fault: RecordFault::NoKey, .. } = error else {
+        return error.record_index().into_iter().collect();
+    };
+    let Some(Ok(batch)) = batch::Batches::new(records).next() else { return Vec::new() };
+    let Ok(opened) = batch.records(rules.decompressed_bytes_max) else { return Vec::new() };
+    (0..)
+        .zip(&opened)
+        .filter(|(_, record)| record.as_ref().is_ok_and(|record| record.key.is_none()))
+        .map(|(at, _)| at)
+        .collect()
 }
 
 /// `message.timestamp.before.max.ms` and `message.timestamp.after.max.ms` (KIP-937).
@@ -184,12 +199,12 @@ fn partition_response(index: i32, outcome: &Outcome) -> PartitionProduceResponse
         log_append_time_ms: outcome.log_append_time,
         log_start_offset: outcome.log_start_offset,
         record_errors: outcome
-            .record
-            .map(|batch_index| BatchIndexAndErrorMessage {
+            .records_at_fault
+            .iter()
+            .map(|&batch_index| BatchIndexAndErrorMessage {
                 batch_index,
                 batch_index_error_message: outcome.message.as_deref(),
             })
-            .into_iter()
             .collect(),
         error_message: outcome.message.as_deref(),
         ..PartitionProduceResponse::default()

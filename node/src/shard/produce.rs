@@ -53,8 +53,8 @@ pub(crate) enum Token {
 pub(crate) struct Outcome {
     pub(crate) error: ErrorCode,
     pub(crate) message: Option<Box<str>>,
-    /// Which record was at fault.
-    pub(crate) record: Option<i32>,
+    /// Which records of the batch were at fault, by index.
+    pub(crate) records_at_fault: Vec<i32>,
     pub(crate) base_offset: i64,
     pub(crate) log_append_time: i64,
     pub(crate) log_start_offset: i64,
@@ -65,7 +65,7 @@ impl Outcome {
         Outcome {
             error,
             message: None,
-            record: None,
+            records_at_fault: Vec::new(),
             base_offset: -1,
             log_append_time: -1,
             log_start_offset: -1,
@@ -84,7 +84,7 @@ impl Outcome {
         Outcome {
             error: ErrorCode::None,
             message: None,
-            record: None,
+            records_at_fault: Vec::new(),
             base_offset: placed.base_offset.0,
             log_append_time: placed.log_append_time,
             log_start_offset: placed.log_start_offset.0,
