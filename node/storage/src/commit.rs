@@ -221,6 +221,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         if !ready.is_empty() {
             self.sink.settled(&mut ready);
+            if self.life.get() == Life::Stopping {
+                self.upkeep.notify();
+            }
         }
         for (partition, reason) in offline {
             self.sink.partition_offline(partition, &reason);
@@ -439,6 +442,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             self.upkeep.notify();
         }
         drop(guard);
+        if self.life.get() == Life::Stopping {
+            self.upkeep.notify();
+        }
         self.progress.notify();
     }
 
@@ -673,7 +679,9 @@ fn plan_relog<D: Disk, T>(
 ) -> bool {
     while let Some(number) = partition.relog {
         let Some(chunk) = partition.chunk(number) else { break };
-        if !cut.add(chunk.len()) {
+        // A log start past what is filled is in the journal alone too: it goes again with the last chunk, in one group.
+        let with_start = number + 1 == partition.chunks_end() && partition.log_start > partition.filled.end;
+        if (with_start && !cut.add(0)) || !cut.add(chunk.len()) {
             return true;
         }
         let tail = chunk.tail.clone().unwrap_or_else(|| chunk.body.slice(0..0));
@@ -687,6 +695,11 @@ fn plan_relog<D: Disk, T>(
             parts: [chunk.body.clone(), tail],
         };
         planned.push(Planned { slot, partition: partition.id, what: What::Relog(again) });
+        if with_start {
+            let start = partition.log_start;
+            let what = What::Note(Note::LogStart(start), None, start);
+            planned.push(Planned { slot, partition: partition.id, what });
+        }
         partition.relog = Some(number + 1);
     }
     partition.relog = None;

@@ -570,7 +570,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                         && partition.durable_end >= partition.log.log_end()
             })
         };
-        state.slots().iter().all(idle)
+        // No group is in flight (one may hold a log start alone), and no answer waits to be handed out.
+        let quiet = state.ready.is_empty() && state.journal.next_lsn.0 == state.journal.durable_lsn.0 + 1;
+        quiet && state.slots().iter().all(idle)
     }
 
     /// The clean end: everything in segments of their true length, and a last checkpoint.
