@@ -37,6 +37,10 @@ def refused(*arguments, environment=None) -> str:
 
 def test_ready_is_said_in_one_line(own_broker):
     broker = own_broker()
+    # Log lines are written by a thread of their own: the node may serve a moment earlier.
+    deadline = time.monotonic() + 10
+    while "ready" not in broker.log_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
     (line,) = [line for line in broker.log_text().splitlines() if broker.address in line and "ready" in line]
     for part in (str(broker.admin_port), str(broker.data), "shards"):
         assert part in line
