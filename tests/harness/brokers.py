@@ -145,6 +145,15 @@ class Broker:
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def logs(self, text: str, *, within_s: float = 10) -> bool:
+        """Whether the log says so, now or soon: lines are written by a thread of their own."""
+        deadline = time.monotonic() + within_s
+        while text not in self.log_text():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
     def log_tail(self) -> str:
         return "\n".join(self.log_text().splitlines()[-LOG_TAIL_LINES:])
 
