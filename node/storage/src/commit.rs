@@ -126,7 +126,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         if let Err(error) = written {
             // Undetermined: nothing of it is answered, no offset of it is used again, the node ends.
             self.life.set(Life::Faulted);
-            return Err(EngineFault::Journal { file: journal_path(group.number), position: group.position, error });
+            return Err(EngineFault::Journal {
+                file: journal_path(group.number),
+                position: group.position,
+                error,
+            });
         }
         self.complete(group);
         self.settle();
@@ -717,7 +721,11 @@ impl<D: Disk, T> Partition<D, T> {
         chunk.body = body;
         chunk.tail = None;
         chunk.lsn = lsn;
-        std::mem::replace(&mut chunk.buffer, buffer)
+        let old = std::mem::replace(&mut chunk.buffer, buffer);
+        if number + 1 == self.chunks_end() {
+            self.relogging = None;
+        }
+        old
     }
 }
 

@@ -19,7 +19,7 @@ use flumen_wire::ErrorCode;
 use flumen_wire::batch::BatchHeader;
 
 use crate::api::{
-    AppendError, DiskRead, EngineMetrics, EngineSettings, EpochEnd, EngineFault, Offsets, Placed, ReadError,
+    AppendError, DiskRead, EngineFault, EngineMetrics, EngineSettings, EpochEnd, Offsets, Placed, ReadError,
     ReadOutcome, Sink, Slot,
 };
 use crate::cache::{self, Buffers, Want};

@@ -210,7 +210,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     return Ok(Slices::default());
                 }
                 at_segment = Some(at);
-                (partition.view(at), read.slot)
+                (partition.view(at, self.reader.era()), read.slot)
             };
             if view.len == 0 {
                 return Ok(Slices::default());
@@ -310,7 +310,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             return Err(ReadError::Offline);
         }
         let segments = partition.log.segments().iter().enumerate();
-        let views = segments.map(|(at, segment)| (partition.view(at), segment.max_timestamp));
+        let era = self.reader.era();
+        let views = segments.map(|(at, segment)| (partition.view(at, era), segment.max_timestamp));
         Ok(views.filter(|(view, _)| view.len > 0 && view.end_offset > partition.log_start).collect())
     }
 

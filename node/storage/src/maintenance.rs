@@ -323,7 +323,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         for slot in state.slots() {
             let Some(partition) = state.get_mut(slot) else { continue };
             let broken =
-                partition.offline.is_some() && partition.frozen.is_none() && partition.relog.is_none();
+                partition.offline.is_some() && partition.frozen.is_none() && partition.relogging.is_none();
             let small = |partition: &Partition<D, T>| {
                 let mut unfilled =
                     partition.chunks.range((partition.unfilled - partition.chunks_first) as usize..);
@@ -332,6 +332,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let broken = broken && !partition.sync_failed;
             if broken && partition.has_unfilled() && partition.covered(durable) < sealed && small(partition) {
                 partition.relog = Some(partition.unfilled);
+                partition.relogging = Some(partition.covered(durable));
                 state.mark_dirty(slot);
             }
         }

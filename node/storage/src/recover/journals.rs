@@ -127,8 +127,7 @@ impl<D: Disk> Recovery<'_, D> {
         len: u64,
     ) -> Result<Option<JournalFileInfo>, RecoveryError> {
         let capacity = len / BLOCK_BYTES * BLOCK_BYTES;
-        let probe =
-            JournalFileInfo { number, file_uuid: [0; 16], capacity, usable: true, laid_out: false };
+        let probe = JournalFileInfo { number, file_uuid: [0; 16], capacity, usable: true, laid_out: false };
         let probe = JournalFile { path: path.to_owned(), info: probe, first: None };
         let bytes = self.read_whole(&probe).await?;
         let group = bytes.chunks_exact(BLOCK).find_map(|block| GroupHeader::decode(block).ok());

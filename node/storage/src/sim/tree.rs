@@ -111,7 +111,14 @@ impl Tree {
     pub(super) fn new(capacity: u64) -> Tree {
         let nodes = BTreeMap::from([(ROOT, Node::Directory(Directory::default()))]);
         let capacity_blocks = capacity / crate::disk::BLOCK as u64;
-        Tree { nodes, next_inode: 1, handles: BTreeMap::new(), sync_all_failed: false, sequence: 1, capacity_blocks }
+        Tree {
+            nodes,
+            next_inode: 1,
+            handles: BTreeMap::new(),
+            sync_all_failed: false,
+            sequence: 1,
+            capacity_blocks,
+        }
     }
 
     /// A number greater than that of everything that has completed so far.

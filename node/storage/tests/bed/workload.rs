@@ -291,7 +291,13 @@ fn read_failed(node: &Node, id: &PartitionId, at: i64, error: ReadError) {
         ReadError::Offline => partition.offline || node.shared.troubled.get(),
         _ => node.shared.troubled.get(),
     };
-    assert!(fine || partition.deleted, "{name}: reading at {at}: {error:?} (the log starts at {log_start})");
+    let said = || node.engine(id).take_read_faults();
+    let at = at.max(0);
+    assert!(
+        fine || partition.deleted,
+        "{name}: reading at {at}: {error:?} (log start {log_start}): {:?}",
+        said()
+    );
 }
 
 async fn by_time(node: &Node, id: &PartitionId) {
