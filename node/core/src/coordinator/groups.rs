@@ -41,6 +41,17 @@ pub struct GroupCounts {
     pub consumer: usize,
 }
 
+impl GroupCounts {
+    /// Adds those of another coordinator.
+    pub fn add(&mut self, other: &GroupCounts) {
+        self.classic_empty += other.classic_empty;
+        self.classic_preparing_rebalance += other.classic_preparing_rebalance;
+        self.classic_completing_rebalance += other.classic_completing_rebalance;
+        self.classic_stable += other.classic_stable;
+        self.consumer += other.consumer;
+    }
+}
+
 impl Groups {
     pub(super) fn get(&self, id: &str) -> Option<&Group> {
         self.by_id.get(id)

@@ -140,6 +140,8 @@ pub struct Coordinator {
     outbox: Outbox,
     /// Until the log has been read to its end.
     loading: bool,
+    /// No request is taken any more.
+    retired: bool,
     /// When expired offsets are looked for next.
     next_expiry: Duration,
 }
@@ -153,6 +155,7 @@ impl Default for Coordinator {
             timers: Timers::default(),
             outbox: Outbox::default(),
             loading: true,
+            retired: false,
             next_expiry: Duration::MAX,
         }
     }
@@ -195,7 +198,9 @@ impl Coordinator {
     /// Takes a request. Its answer comes by [`Coordinator::pop_ready`], under its token.
     pub fn handle(&mut self, cx: &Context<'_>, caller: &Caller<'_>, request: Request<'_>, token: Token) {
         self.outbox.take(token);
-        if self.loading {
+        if self.retired {
+            self.outbox.answer(token, Answer::Failed(ErrorCode::NotCoordinator));
+        } else if self.loading {
             self.outbox.answer(token, Answer::Failed(ErrorCode::CoordinatorLoadInProgress));
         } else {
             self.dispatch(cx, caller, request, token);
@@ -224,12 +229,18 @@ impl Coordinator {
 
     /// When [`Coordinator::tick`] is due. `None`: not before the next request.
     pub fn next_deadline(&self) -> Option<Duration> {
+        if self.retired {
+            return None;
+        }
         let expiry = (!self.loading && !self.groups.is_empty()).then_some(self.next_expiry);
         self.timers.next_deadline().into_iter().chain(expiry).min()
     }
 
     /// Does what is due.
     pub fn tick(&mut self, cx: &Context<'_>) {
+        if self.retired {
+            return;
+        }
         while let Some((group, timer)) = self.timers.pop(cx.now) {
             match timer {
                 Timer::Join | Timer::Sync | Timer::Session(_) => self.classic_timer(cx, &group, &timer),
@@ -247,7 +258,7 @@ impl Coordinator {
 
     /// The metadata has changed: `deleted` are the names of topics that are gone.
     pub fn metadata_changed(&mut self, cx: &Context<'_>, deleted: &[&str]) {
-        if self.loading {
+        if self.loading || self.retired {
             return;
         }
         self.delete_offsets_of_topics(deleted);
@@ -338,6 +349,13 @@ impl Coordinator {
     /// to be answered NOT_COORDINATOR.
     pub fn abandon(self) -> Vec<Token> {
         self.outbox.abandon()
+    }
+
+    /// The node stops: whoever is parked is told to look for the coordinator elsewhere, and so is whoever asks from now on.
+    /// What was decided is still to be appended.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.outbox.refuse_parked(ErrorCode::NotCoordinator);
     }
 
     /// How many groups there are, by type and state.

@@ -15,6 +15,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use flumen_wire::ErrorCode;
+
 use super::answer::Answer;
 use super::record::Record;
 
@@ -120,6 +122,14 @@ impl Outbox {
         self.held.pop_front().map(|(_, token, answer)| (token, answer))
     }
 
+    /// Answers whoever has no answer yet.
+    pub(super) fn refuse_parked(&mut self, error: ErrorCode) {
+        for token in std::mem::take(&mut self.unanswered) {
+            self.answering.push((token, Answer::Failed(error)));
+        }
+        self.close();
+    }
+
     /// How many tokens have no answer which left.
     pub(super) fn unanswered(&self) -> usize {
         self.unanswered.len() + self.held.len()
@@ -136,7 +146,6 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flumen_wire::ErrorCode;
 
     fn record(bytes: usize) -> Record {
         Record { key: vec![0; bytes], value: None }

@@ -48,8 +48,11 @@ impl Joining<'_> {
         said.map(|said| (said.name.into(), Bytes::copy_from_slice(said.metadata))).collect()
     }
 
-    fn protocol_bytes(&self) -> usize {
-        self.request.protocols.iter().map(|said| said.name.len() + said.metadata.len()).sum()
+    /// What the member adds to its group; its id is made of one of its names.
+    fn bytes(&self) -> usize {
+        let said = self.request.protocols.iter().map(|said| said.name.len() + said.metadata.len());
+        let names = [self.caller.client_id, self.request.group_instance_id.unwrap_or_default()];
+        said.sum::<usize>() + 2 * names.map(str::len).iter().sum::<usize>()
     }
 
     fn says_what(&self, member: &Member) -> bool {
@@ -168,7 +171,7 @@ impl ClassicGroup {
             }
         } else if !self.supports(request.protocol_type, names) {
             joining.refuse(fx, request.member_id, ErrorCode::InconsistentGroupProtocol);
-        } else if self.protocol_bytes + joining.protocol_bytes() > GROUP_MEMBERS_BYTES_MAX {
+        } else if self.bytes + joining.bytes() > GROUP_MEMBERS_BYTES_MAX {
             // No record holds it; Kafka finds that out later, and says the same.
             joining.refuse(fx, request.member_id, ErrorCode::UnknownServerError);
         } else if request.member_id.is_empty() {
@@ -260,10 +263,12 @@ impl ClassicGroup {
     fn take_over(&mut self, joining: &Joining<'_>, member_id: &Arc<str>) {
         self.update_protocols(member_id, joining.protocols());
         let member = self.members.get_mut(member_id).expect("a member");
+        self.bytes -= member.name_bytes();
         member.rebalance_timeout_ms = joining.rebalance_timeout_ms();
         member.session_timeout_ms = joining.request.session_timeout_ms;
         member.client_id = joining.caller.client_id.into();
         member.client_host = joining.caller.client_host.into();
+        self.bytes += member.name_bytes();
     }
 
     /// A static member comes back, as after a restart, and takes its place under a new id. While it says what the one

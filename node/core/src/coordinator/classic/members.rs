@@ -18,6 +18,12 @@ impl Member {
         said.map(|(_, metadata)| metadata.clone()).unwrap_or_default()
     }
 
+    /// Bytes of its names.
+    pub(super) fn name_bytes(&self) -> usize {
+        let instance = self.group_instance_id.as_ref().map_or(0, |name| name.len());
+        self.id.len() + instance + self.client_id.len() + self.client_host.len()
+    }
+
     pub(super) fn said(&self, protocol: &str) -> &[u8] {
         let said = self.protocols.iter().find(|(name, _)| &**name == protocol);
         said.map_or(&[], |(_, metadata)| metadata)
@@ -75,6 +81,7 @@ impl ClassicGroup {
             self.static_members.insert(Arc::clone(instance_id), Arc::clone(&id));
         }
         self.count_protocols(&member.protocols, true);
+        self.bytes += member.name_bytes();
         self.awaiting_join += usize::from(member.join.is_some());
         let before = self.members.insert(id, member);
         assert!(before.is_none(), "a member is in a group once");
@@ -89,6 +96,7 @@ impl ClassicGroup {
         }
         let Some(member) = self.members.remove(member_id) else { return };
         self.count_protocols(&member.protocols, false);
+        self.bytes -= member.name_bytes();
         if let Some(instance_id) = &member.group_instance_id
             && self.static_members.get(instance_id) == Some(&member.id)
         {
@@ -102,7 +110,7 @@ impl ClassicGroup {
 
     fn count_protocols(&mut self, protocols: &[Protocol], present: bool) {
         let bytes: usize = protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum();
-        self.protocol_bytes = if present { self.protocol_bytes + bytes } else { self.protocol_bytes - bytes };
+        self.bytes = if present { self.bytes + bytes } else { self.bytes - bytes };
         // A protocol that a member names twice counts once.
         let unique: BTreeMap<&Arc<str>, ()> = protocols.iter().map(|(name, _)| (name, ())).collect();
         for (name, ()) in unique {
@@ -127,6 +135,7 @@ impl ClassicGroup {
     pub(super) fn replace_static(&mut self, fx: &mut Effects<'_>, old_id: &str, new_id: &Arc<str>) {
         self.refuse_waiting(fx, old_id, old_id, ErrorCode::FencedInstanceId);
         let mut member = self.members.remove(old_id).expect("a static member is a member");
+        self.bytes -= member.name_bytes();
         fx.timers.cancel(&self.id, Timer::Session(Arc::clone(&member.id)));
         member.id = Arc::clone(new_id);
         if self.pending_sync.remove(old_id) {
@@ -137,6 +146,7 @@ impl ClassicGroup {
         }
         let instance_id = member.group_instance_id.clone().expect("it is static");
         self.static_members.insert(instance_id, Arc::clone(new_id));
+        self.bytes += member.name_bytes();
         self.members.insert(Arc::clone(new_id), member);
     }
 

@@ -124,8 +124,8 @@ pub(in crate::coordinator) struct ClassicGroup {
     supported: BTreeMap<Arc<str>, usize>,
     /// How many members have a `join`.
     awaiting_join: usize,
-    /// Bytes of what members say.
-    protocol_bytes: usize,
+    /// Bytes of what members say and are called.
+    bytes: usize,
     /// What the members of this generation read, where that is known.
     subscribed: Option<BTreeSet<Arc<str>>>,
     initial: Option<InitialRebalance>,
@@ -180,7 +180,7 @@ impl ClassicGroup {
             pending_sync: BTreeSet::new(),
             supported: BTreeMap::new(),
             awaiting_join: 0,
-            protocol_bytes: 0,
+            bytes: 0,
             subscribed: None,
             initial: None,
         }
