@@ -271,6 +271,9 @@ pub enum EngineFault {
     },
     /// A sync of everything failed: of no segment is it known what is on disk, and no later sync would tell.
     Sync(std::io::Error),
+    /// The journal is full, and holds what this partition's directory may have lost when a sync failed: only a start
+    /// writes that again.
+    Held(String),
 }
 
 impl fmt::Display for EngineFault {
@@ -281,6 +284,9 @@ impl fmt::Display for EngineFault {
             }
             EngineFault::Sync(error) => {
                 write!(f, "sync of the data folder: {error}; the journal still has what was acknowledged")?;
+            }
+            EngineFault::Held(directory) => {
+                write!(f, "the journal is full, and kept for {directory}, whose sync failed")?;
             }
         }
         f.write_str(". Mend the disk, then start the node again")
