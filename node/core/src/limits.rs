@@ -72,6 +72,15 @@ pub const PRODUCER_ID_BLOCK_LEN: i64 = 1_000;
 /// its client then names its partitions with every request.
 pub const SESSION_PARTITIONS_MAX: usize = 1 << 20;
 
+/// Longest name that a member of a group gives: its id, instance id, rack, client id, a topic.
+pub const GROUP_TEXT_BYTES_MAX: usize = 1_024;
+/// Most topics that one member of a consumer group subscribes to by name.
+pub const GROUP_MEMBER_TOPICS_MAX: usize = 10_000;
+/// Longest regular expression by which a member subscribes.
+pub const GROUP_EXPRESSION_BYTES_MAX: usize = 4_096;
+/// Largest such expression once it is compiled, and largest cache for matching with it.
+pub const GROUP_EXPRESSION_COMPILED_BYTES_MAX: usize = 1 << 20;
+
 const _: () = assert!(BLOCK_BYTES.is_power_of_two());
 const _: () = assert!(GROUP_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(GROUP_BYTES_MAX + BLOCK_BYTES <= JOURNAL_FILE_BYTES);
