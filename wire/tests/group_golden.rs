@@ -125,8 +125,8 @@ fn kafkas_bytes_are_read_and_written_again() {
 fn fields_are_what_kafka_set() {
     let find = |wanted: &str, version: i16| {
         let of_version = |hex: &&str| Reader::new(&bytes(hex)).i16() == Ok(version);
-        let named = GOLDEN.iter().filter(|(name, _)| *name == wanted).map(|(_, hex)| *hex);
-        bytes(named.filter(|hex| of_version(hex)).next_back().expect("a row"))
+        let mut named = GOLDEN.iter().filter(|(name, _)| *name == wanted).map(|(_, hex)| *hex);
+        bytes(named.rfind(|hex| of_version(hex)).expect("a row"))
     };
     let row = find("OffsetCommitValue", 4);
     let offset = g::offset_commit_value::OffsetCommitValue::from_versioned(&row).expect("a value");

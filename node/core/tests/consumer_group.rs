@@ -50,9 +50,9 @@ struct World {
     consumers: BTreeMap<u8, Consumer>,
     next_member: u32,
     settings: GroupSettings,
-    /// Members with a session timer, and with a rebalance timer in which epoch.
+    /// Members with a session timer, and with a rebalance timer.
     sessions: BTreeSet<Arc<str>>,
-    rebalances: BTreeMap<Arc<str>, i32>,
+    rebalances: BTreeSet<Arc<str>>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,7 +101,7 @@ impl World {
                 max_size: 6,
             },
             sessions: BTreeSet::new(),
-            rebalances: BTreeMap::new(),
+            rebalances: BTreeSet::new(),
         }
     }
 
@@ -218,9 +218,8 @@ impl World {
     fn expire_rebalance(&mut self, who: u8) {
         let Some(consumer) = self.consumers.get(&who) else { return };
         let member_id = consumer.member_id.clone();
-        if let Some(epoch) = self.rebalances.get(&*member_id) {
-            let decision =
-                self.group.rebalance_expired(&context(&self.image, &self.settings), &member_id, *epoch);
+        if self.rebalances.contains(&*member_id) {
+            let decision = self.group.rebalance_expired(&context(&self.image, &self.settings), &member_id);
             let is_fenced = !decision.records.is_empty();
             self.carry_out(Ok(decision)).unwrap();
             if is_fenced {
@@ -283,9 +282,7 @@ impl World {
     fn set(&mut self, timer: TimerChange) {
         match timer {
             TimerChange::Session { member_id, .. } => drop(self.sessions.insert(member_id)),
-            TimerChange::Rebalance { member_id, member_epoch, .. } => {
-                self.rebalances.insert(member_id, member_epoch);
-            }
+            TimerChange::Rebalance { member_id, .. } => drop(self.rebalances.insert(member_id)),
             TimerChange::StopRebalance { member_id } => drop(self.rebalances.remove(&member_id)),
             TimerChange::Stop { member_id } => {
                 self.sessions.remove(&member_id);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::super::assignor::Partitions;
+use crate::coordinator::assignor::Partitions;
 
 /// A change of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,25 @@ pub enum Change {
     Target(Arc<str>, Option<Arc<Partitions>>),
     /// What a member has.
     Current(Arc<str>, Option<CurrentAssignment>),
+}
+
+impl Change {
+    /// Whether it takes back what its key stands for.
+    pub(super) fn is_tombstone(&self) -> bool {
+        *self == self.to_tombstone()
+    }
+
+    /// What takes this back.
+    pub(super) fn to_tombstone(&self) -> Change {
+        match self {
+            Change::Epoch(_) => Change::Epoch(None),
+            Change::Member(id, _) => Change::Member(Arc::clone(id), None),
+            Change::Expression(regex, _) => Change::Expression(Arc::clone(regex), None),
+            Change::TargetEpoch(_) => Change::TargetEpoch(None),
+            Change::Target(id, _) => Change::Target(Arc::clone(id), None),
+            Change::Current(id, _) => Change::Current(Arc::clone(id), None),
+        }
+    }
 }
 
 /// See [`Change::Epoch`].
@@ -80,6 +99,15 @@ impl MemberMetadata {
     /// The expression by which it subscribes, if there is any.
     pub fn expression(&self) -> Option<&Arc<str>> {
         self.subscribed_topic_regex.as_ref().filter(|regex| !regex.is_empty())
+    }
+
+    /// Roughly what it takes in memory and in the log.
+    pub(super) fn len_bytes(&self) -> usize {
+        let texts = [&self.instance_id, &self.rack_id, &self.subscribed_topic_regex].into_iter().flatten();
+        let texts = texts.chain([&self.client_id, &self.client_host]).chain(&self.subscribed_topic_names);
+        let classic = self.classic.iter().flat_map(|classic| &classic.supported_protocols);
+        texts.map(|text| size_of::<Arc<str>>() + text.len()).sum::<usize>()
+            + classic.map(|(name, metadata)| name.len() + metadata.len()).sum::<usize>()
     }
 }
 

@@ -1,6 +1,5 @@
 //! What others may see of a consumer group, and what they may do to its offsets.
 
-use std::fmt;
 use std::sync::Arc;
 
 use flumen_wire::ErrorCode;
@@ -22,14 +21,15 @@ pub enum GroupState {
     Stable,
 }
 
-impl fmt::Display for GroupState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl GroupState {
+    /// Kafka's name.
+    pub fn name(self) -> &'static str {
+        match self {
             GroupState::Empty => "Empty",
             GroupState::Assigning => "Assigning",
             GroupState::Reconciling => "Reconciling",
             GroupState::Stable => "Stable",
-        })
+        }
     }
 }
 

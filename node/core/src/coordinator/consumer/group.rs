@@ -173,7 +173,25 @@ impl ConsumerGroup {
 
     /// Whether any member subscribes to a topic.
     pub fn is_subscribed_to(&self, topic: &str) -> bool {
-        self.subscribed_topics().contains(topic)
+        let by_name = |names: &[Arc<str>]| names.binary_search_by(|name| (**name).cmp(topic)).is_ok();
+        self.members.values().any(|member| by_name(&member.metadata.subscribed_topic_names))
+            || self.expressions.values().any(|resolved| by_name(&resolved.topics))
+    }
+
+    /// The changes that make this group out of a new one, the group's epoch first.
+    pub(super) fn changes(&self) -> Vec<Change> {
+        let mut changes = vec![Change::Epoch(Some(self.epoch)), Change::TargetEpoch(Some(self.target_epoch))];
+        for (regex, resolved) in &self.expressions {
+            changes.push(Change::Expression(Arc::clone(regex), Some(Arc::clone(resolved))));
+        }
+        for (id, member) in &self.members {
+            changes.push(Change::Member(Arc::clone(id), Some(Arc::clone(&member.metadata))));
+            changes.push(Change::Current(Arc::clone(id), Some(member.current.clone())));
+        }
+        for (id, target) in &self.targets {
+            changes.push(Change::Target(Arc::clone(id), Some(Arc::clone(target))));
+        }
+        changes
     }
 
     /// All topics that anybody subscribes to, whether they are there or not.

@@ -16,7 +16,7 @@ use super::super::assignor::{Assignor, Partitions};
 use super::change::{Change, CurrentAssignment, MemberMetadata, MemberState};
 use super::group::{ConsumerGroup, Draft, Member};
 use super::{Context, Decision, Refused, TimerChange, partitions_of};
-use crate::limits::{GROUP_MEMBER_TOPICS_MAX, GROUP_TEXT_BYTES_MAX};
+use crate::limits::{GROUP_MEMBER_TOPICS_MAX, GROUP_MEMBERS_BYTES_MAX, GROUP_NAME_BYTES_MAX};
 
 /// The epoch with which a member leaves.
 pub const LEAVE_EPOCH: i32 = -1;
@@ -77,18 +77,10 @@ impl ConsumerGroup {
         self.fence(context, member_id)
     }
 
-    /// Decides on a member that had to leave an epoch by now.
-    pub fn rebalance_expired(
-        &self,
-        context: &Context<'_>,
-        member_id: &str,
-        member_epoch: i32,
-    ) -> Decision<()> {
+    /// Decides on a member that had to give up partitions by now.
+    pub fn rebalance_expired(&self, context: &Context<'_>, member_id: &str) -> Decision<()> {
         match self.member(member_id) {
-            Some(member)
-                if member.current.member_epoch == member_epoch
-                    && member.current.state == MemberState::UnrevokedPartitions =>
-            {
+            Some(member) if member.current.state == MemberState::UnrevokedPartitions => {
                 self.fence(context, member_id)
             }
             _ => Decision { records: Vec::new(), answer: (), timers: Vec::new() },
@@ -128,6 +120,7 @@ impl ConsumerGroup {
                 draft.add_expression(context, regex)?;
             }
             draft.push(Change::Member(Arc::clone(&id), Some(Arc::new(metadata))));
+            draft.check_bytes()?;
         }
         if resubscribes {
             draft.drop_unused_expressions();
@@ -319,6 +312,18 @@ impl Draft<'_> {
         Ok((id, member, false))
     }
 
+    /// What members say is kept, in memory and in the log.
+    fn check_bytes(&self) -> Result<(), Refused> {
+        let bytes: usize = self.group.members.values().map(|member| member.metadata.len_bytes()).sum();
+        if bytes <= GROUP_MEMBERS_BYTES_MAX {
+            return Ok(());
+        }
+        let text = format!(
+            "What the members of the group subscribe to takes more than {GROUP_MEMBERS_BYTES_MAX} bytes."
+        );
+        Err(Refused::new(ErrorCode::GroupMaxSizeReached, text))
+    }
+
     fn remove(&mut self, id: &Arc<str>) {
         self.push(Change::Current(Arc::clone(id), None));
         self.push(Change::Target(Arc::clone(id), None));
@@ -367,11 +372,9 @@ fn member_timers(context: &Context<'_>, id: &Arc<str>, member: &Member) -> [Time
     let session =
         TimerChange::Session { member_id: member_id(), after_ms: context.settings.session_timeout_ms };
     let rebalance = match member.current.state {
-        MemberState::UnrevokedPartitions => TimerChange::Rebalance {
-            member_id: member_id(),
-            member_epoch: member.current.member_epoch,
-            after_ms: member.metadata.rebalance_timeout_ms,
-        },
+        MemberState::UnrevokedPartitions => {
+            TimerChange::Rebalance { member_id: member_id(), after_ms: member.metadata.rebalance_timeout_ms }
+        }
         _ => TimerChange::StopRebalance { member_id: member_id() },
     };
     [session, rebalance]
@@ -451,14 +454,14 @@ fn check(context: &Context<'_>, heartbeat: &Heartbeat<'_>) -> Result<(), Refused
     }
 }
 
-/// What a member says is kept, in memory and in the log.
+/// Each name on its own; `Draft::check_bytes` looks at all of them.
 fn check_sizes(heartbeat: &Heartbeat<'_>) -> Result<(), Refused> {
     let request = heartbeat.request;
     let texts = [Some(request.member_id), request.instance_id, request.rack_id, Some(heartbeat.client.id)];
     let names = request.subscribed_topic_names.as_deref().unwrap_or_default();
-    if texts.into_iter().flatten().chain(names.iter().copied()).any(|text| text.len() > GROUP_TEXT_BYTES_MAX)
+    if texts.into_iter().flatten().chain(names.iter().copied()).any(|text| text.len() > GROUP_NAME_BYTES_MAX)
     {
-        let text = format!("A name is longer than {GROUP_TEXT_BYTES_MAX} bytes.");
+        let text = format!("A name is longer than {GROUP_NAME_BYTES_MAX} bytes.");
         return Err(Refused::new(ErrorCode::InvalidRequest, text));
     }
     if names.len() > GROUP_MEMBER_TOPICS_MAX {

@@ -32,13 +32,17 @@
 //! | `reconcile` | the step of one member towards its target |
 //! | `expression` | regular expressions against topics |
 //! | `describe` | what others may see |
+//! | `requests`, `encode` | the group within its coordinator, and in the log |
 
 mod change;
+mod classic;
 mod describe;
+mod encode;
 mod expression;
 mod group;
 mod heartbeat;
 mod reconcile;
+mod requests;
 mod target;
 
 use std::sync::Arc;
@@ -105,8 +109,6 @@ pub enum TimerChange {
     Rebalance {
         /// The member.
         member_id: Arc<str>,
-        /// The epoch that it has to leave.
-        member_epoch: i32,
         /// Milliseconds from now.
         after_ms: i32,
     },
