@@ -12,6 +12,7 @@ import crc32c
 
 PRODUCE, FETCH, LIST_OFFSETS, METADATA = 0, 1, 2, 3
 API_VERSIONS, CREATE_TOPICS, DELETE_TOPICS, INIT_PRODUCER_ID = 18, 19, 20, 22
+INCREMENTAL_ALTER_CONFIGS = 44
 
 NONE = 0
 OFFSET_OUT_OF_RANGE = 1
@@ -288,6 +289,16 @@ def create_topic(
     reader.take("i"), reader.take("i")
     reader.string()
     return reader.take("h"), reader.string()
+
+
+def alter_topic(connection: Connection, topic: str, settings: dict[str, str]) -> int:
+    """IncrementalAlterConfigs v0, each setting set; returns the error code."""
+    topic_resource, set_value = b"\2", b"\0"
+    changes = [string(name) + set_value + string(value) for name, value in settings.items()]
+    body = array([topic_resource + string(topic) + array(changes)]) + b"\0"
+    reader = connection.call(INCREMENTAL_ALTER_CONFIGS, 0, body)
+    reader.take("i"), reader.take("i")
+    return reader.take("h")
 
 
 def init_producer_id(connection: Connection, transactional_id: str | None = None) -> tuple[int, int, int]:
