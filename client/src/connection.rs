@@ -12,13 +12,14 @@
 //! Invariants: responses come in the order of requests, or the connection is broken; memory for a response grows as
 //! its bytes arrive; buffers of sent frames are used again.
 
-use crate::limits::{IN_FLIGHT_MAX, READ_CHUNK, RESPONSE_BYTES_MAX, SPARE_BUFFERS_MAX, WRITE_CHUNK};
+use crate::limits::{IN_FLIGHT_MAX, READ_CHUNK, RESPONSE_BYTES_MAX, WRITE_CHUNK};
 use bytes::{Bytes, BytesMut};
 use flumen_wire::ApiKey;
 use flumen_wire::codec::{DecodeError, Message, Reader, Writer};
 use flumen_wire::frame::{self, FrameError, PREFIX_LEN};
 use std::collections::VecDeque;
 use std::fmt;
+use std::rc::Rc;
 
 /// Where the correlation id of a frame stands: behind its length, its API key and its version.
 const CORRELATION_AT: usize = 8;
@@ -90,15 +91,33 @@ pub struct Frame {
     pub start: usize,
 }
 
+/// What is to be written: requests gathered here, or a frame that its maker keeps too, to send it again or to use its
+/// memory again.
+#[derive(Debug)]
+enum Piece {
+    Gathered(Vec<u8>),
+    Lent(Rc<Vec<u8>>, usize),
+}
+
+impl Piece {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Piece::Gathered(bytes) => bytes,
+            Piece::Lent(buffer, start) => &buffer[*start..],
+        }
+    }
+}
+
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Connection<T> {
     client_id: String,
     next_correlation_id: i32,
-    outgoing: VecDeque<Frame>,
-    /// How much of the first frame has been sent.
+    outgoing: VecDeque<Piece>,
+    /// How much of the first piece has been sent.
     sent: usize,
-    spare: Vec<Vec<u8>>,
+    /// Of a gathered piece that is sent.
+    spare: Vec<u8>,
     in_flight: VecDeque<InFlight<T>>,
     incoming: BytesMut,
     /// How much of `incoming` holds bytes from the peer; what is behind is room for more.
@@ -138,35 +157,35 @@ impl<T> Connection<T> {
     /// Puts a request into the output. `token` comes back with its response.
     pub fn send<M: Message>(&mut self, version: i16, request: &M, token: T) -> Result<(), Full> {
         let correlation_id = self.open(M::KEY, version, token)?;
+        // Behind those that wait already, but not into a piece that is half sent.
+        let gathers = self.sent == 0 || self.outgoing.len() > 1;
         let buffer = match self.outgoing.back_mut() {
-            // Not into one that is being sent: the driver may hold on to its bytes (a write in the kernel).
-            Some(frame) if self.sent == 0 && frame.buffer.len() < WRITE_CHUNK => {
-                std::mem::take(&mut frame.buffer)
-            }
+            Some(Piece::Gathered(bytes)) if gathers && bytes.len() < WRITE_CHUNK => std::mem::take(bytes),
             _ => {
-                let mut buffer = self.take_buffer();
+                let mut buffer = std::mem::take(&mut self.spare);
                 buffer.reserve(WRITE_CHUNK);
-                self.outgoing.push_back(Frame { buffer: Vec::new(), start: 0 });
+                self.outgoing.push_back(Piece::Gathered(Vec::new()));
                 buffer
             }
         };
         let mut writer = Writer::append_to(buffer);
         frame::encode_request(&mut writer, correlation_id, Some(&self.client_id), version, request);
-        if let Some(frame) = self.outgoing.back_mut() {
-            frame.buffer = writer.into_bytes();
+        if let Some(Piece::Gathered(bytes)) = self.outgoing.back_mut() {
+            *bytes = writer.into_bytes();
         }
         Ok(())
     }
 
     /// Puts a frame that was encoded elsewhere into the output, with the next correlation id in it. Without a
-    /// `token` no response is expected (Produce with acks=0).
+    /// `token` no response is expected (Produce with acks=0). The buffer is shared until it is written or the
+    /// connection ends; after its response it is the caller's alone again.
     pub fn send_frame(
         &mut self,
         key: ApiKey,
         version: i16,
         mut frame: Frame,
         token: Option<T>,
-    ) -> Result<(), (Full, Frame)> {
+    ) -> Result<Rc<Vec<u8>>, (Full, Frame)> {
         let correlation_id = match token {
             Some(token) => match self.open(key, version, token) {
                 Ok(correlation_id) => correlation_id,
@@ -176,35 +195,25 @@ impl<T> Connection<T> {
         };
         let at = frame.start + CORRELATION_AT;
         frame.buffer[at..at + 4].copy_from_slice(&correlation_id.to_be_bytes());
-        self.outgoing.push_back(frame);
-        Ok(())
-    }
-
-    /// A buffer for a frame, used before where there is one.
-    pub fn take_buffer(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_default()
-    }
-
-    /// Gives a buffer back for [`Connection::take_buffer`].
-    pub fn give_buffer(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < SPARE_BUFFERS_MAX {
-            buffer.clear();
-            self.spare.push(buffer);
-        }
+        let buffer = Rc::new(frame.buffer);
+        self.outgoing.push_back(Piece::Lent(buffer.clone(), frame.start));
+        Ok(buffer)
     }
 
     /// What is to be written next; empty when nothing is.
     pub fn outgoing(&self) -> &[u8] {
-        self.outgoing.front().map_or(&[], |frame| &frame.buffer[frame.start + self.sent..])
+        self.outgoing.front().map_or(&[], |piece| &piece.bytes()[self.sent..])
     }
 
     /// So many bytes of [`Connection::outgoing`] have been written.
     pub fn sent(&mut self, bytes: usize) {
         self.sent += bytes;
-        let done = self.outgoing.front().is_some_and(|frame| frame.start + self.sent >= frame.buffer.len());
-        if done && let Some(frame) = self.outgoing.pop_front() {
+        if self.outgoing.front().is_some_and(|piece| self.sent >= piece.bytes().len()) {
             self.sent = 0;
-            self.give_buffer(frame.buffer);
+            if let Some(Piece::Gathered(mut buffer)) = self.outgoing.pop_front() {
+                buffer.clear();
+                self.spare = buffer;
+            }
         }
     }
 
@@ -267,8 +276,10 @@ impl<T> Connection<T> {
         self.in_flight.front()
     }
 
-    /// All that wait, oldest first; for telling them that the connection is gone.
+    /// All that wait, oldest first, to be told that the connection is gone. What was not written is let go.
     pub fn drain(&mut self) -> impl Iterator<Item = InFlight<T>> + '_ {
+        self.outgoing.clear();
+        self.sent = 0;
         self.in_flight.drain(..)
     }
 
@@ -377,14 +388,15 @@ mod tests {
         let mut writer = Writer::append_to(vec![0xee; 50]);
         frame::encode_request(&mut writer, 0, Some("other"), 4, &request(7));
         let frame = Frame { buffer: writer.into_bytes(), start: 50 };
-        connection.send_frame(ApiKey::Heartbeat, 4, frame, Some(1)).expect("room");
+        let kept = connection.send_frame(ApiKey::Heartbeat, 4, frame, Some(1)).expect("room");
         connection.sent(connection.outgoing().len());
         let mut reader = Reader::new(&connection.outgoing()[PREFIX_LEN..]);
         assert_eq!(RequestHeader::decode(&mut reader).expect("a header").correlation_id, 2);
-        // Its buffer is used again.
+        // Once written, the buffer is its maker's alone.
+        let kept = Rc::try_unwrap(kept).expect_err("not written yet");
         connection.sent(connection.outgoing().len());
         assert!(connection.outgoing().is_empty());
-        assert!(connection.take_buffer().capacity() > 50);
+        assert!(Rc::try_unwrap(kept).is_ok());
     }
 
     #[test]

@@ -20,13 +20,20 @@
 //!   nothing behind it can be believed to come.
 //! * Every [`Error`] says what happened, where, and what to do about it.
 
+pub mod admin;
 pub mod api;
+pub mod cluster;
 pub mod connection;
+pub mod consumer;
 pub mod error;
+pub mod group;
 pub mod limits;
 pub mod link;
+pub mod metadata;
+pub mod producer;
 pub mod runtime;
 pub mod versions;
 
+pub use cluster::{Cluster, Lane, Settings};
 pub use error::Error;
 pub use link::Link;

@@ -57,6 +57,16 @@ impl<R: Call> Answer<R> {
             .map_err(|error| Error::decode(&self.address, self.response.key, error))
     }
 
+    /// The body's bytes.
+    pub fn body(&self) -> &bytes::Bytes {
+        &self.response.body
+    }
+
+    /// Who answered.
+    pub fn address(&self) -> &Rc<str> {
+        &self.address
+    }
+
     /// The version that was used.
     pub fn version(&self) -> i16 {
         self.response.version
@@ -70,6 +80,15 @@ impl<R: Call> Answer<R> {
 
 /// A request that was sent. It is answered whether or not this is kept.
 pub type Pending = oneshot::Receiver<Result<Response, Error>>;
+
+/// A frame that was not sent comes back.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub error: Error,
+    /// The frame.
+    pub frame: Frame,
+}
 
 struct Waiting {
     reply: oneshot::Sender<Result<Response, Error>>,
@@ -160,6 +179,11 @@ impl Link {
         self.shared.failed.get().is_none()
     }
 
+    /// What this client calls itself.
+    pub fn client_id(&self) -> String {
+        self.shared.connection.borrow().client_id().to_owned()
+    }
+
     /// How many requests wait for their answers.
     pub fn in_flight(&self) -> usize {
         self.shared.connection.borrow().in_flight()
@@ -201,31 +225,23 @@ impl Link {
         Ok(pending)
     }
 
-    /// Sends an encoded frame and does not wait. The correlation id in it is set here. The buffer comes back through
-    /// [`Link::take_buffer`], also when this fails.
+    /// Sends an encoded frame and does not wait. The correlation id in it is set here. The buffer is shared with the
+    /// connection until it is written, and the caller's alone after the answer.
     pub fn send_frame(
         &self,
         key: ApiKey,
         version: i16,
         frame: Frame,
         wait: Duration,
-    ) -> Result<Pending, Error> {
-        self.check()?;
+    ) -> Result<(Pending, Rc<Vec<u8>>), Refused> {
         let (reply, pending) = oneshot::channel();
         let waiting = self.waiting(reply, wait);
-        self.push_frame(key, version, frame, Some(waiting))?;
-        Ok(pending)
+        Ok((pending, self.push_frame(key, version, frame, Some(waiting))?))
     }
 
     /// Sends a frame to which there is no response: a Produce with acks=0.
-    pub fn send_unanswered(&self, key: ApiKey, version: i16, frame: Frame) -> Result<(), Error> {
-        self.check()?;
+    pub fn send_unanswered(&self, key: ApiKey, version: i16, frame: Frame) -> Result<Rc<Vec<u8>>, Refused> {
         self.push_frame(key, version, frame, None)
-    }
-
-    /// A buffer for a frame, used before where there is one.
-    pub fn take_buffer(&self) -> Vec<u8> {
-        self.shared.connection.borrow_mut().take_buffer()
     }
 
     /// Whether everything given to it has left for the kernel.
@@ -239,15 +255,15 @@ impl Link {
         version: i16,
         frame: Frame,
         waiting: Option<Waiting>,
-    ) -> Result<(), Error> {
-        let mut connection = self.shared.connection.borrow_mut();
-        if let Err((_, frame)) = connection.send_frame(key, version, frame, waiting) {
-            connection.give_buffer(frame.buffer);
-            return Err(Error::Busy { address: self.address().clone() });
+    ) -> Result<Rc<Vec<u8>>, Refused> {
+        if let Err(error) = self.check() {
+            return Err(Refused { error, frame });
         }
-        drop(connection);
+        let pushed = self.shared.connection.borrow_mut().send_frame(key, version, frame, waiting);
+        let busy = |(_, frame)| Refused { error: Error::Busy { address: self.address().clone() }, frame };
+        let buffer = pushed.map_err(busy)?;
         self.shared.wake();
-        Ok(())
+        Ok(buffer)
     }
 
     fn waiting(&self, reply: oneshot::Sender<Result<Response, Error>>, wait: Duration) -> Waiting {
