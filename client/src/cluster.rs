@@ -436,11 +436,19 @@ impl Backoff {
 
     /// Waits. `false` when time is over.
     pub async fn pause(&mut self) -> bool {
-        if Instant::now() >= self.until {
-            return false;
+        match self.next_pause() {
+            Some(pause) => {
+                runtime::sleep(pause).await;
+                true
+            }
+            None => false,
         }
-        runtime::sleep(self.next.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+    }
+
+    /// How long to wait; none when time is over.
+    pub fn next_pause(&mut self) -> Option<Duration> {
+        let pause = self.next.mul_f64(0.8 + 0.4 * fastrand::f64());
         self.next = (self.next * 2).min(BACKOFF_MAX);
-        true
+        (Instant::now() < self.until).then_some(pause)
     }
 }

@@ -12,6 +12,8 @@ const CRATE_EDGES: &[(&str, &[&str])] = &[
     ("node/core", &["flumen-wire"]),
     ("node/storage", &["flumen-core", "flumen-schemas", "flumen-wire"]),
     ("node", &["flumen-core", "flumen-schemas", "flumen-storage", "flumen-wire"]),
+    // Of the node it uses what looks at the machine, of core the format of journals.
+    ("tools", &["flumen-client", "flumen-core", "flumen-node", "flumen-wire"]),
 ];
 
 /// Modules of `node/core` and the sibling modules that each may use, besides `types` and `limits`.

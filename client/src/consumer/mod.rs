@@ -15,6 +15,7 @@ use crate::cluster::{Backoff, Cluster, LATEST, Lane};
 use crate::error::{Error, is_retriable};
 use crate::link::Answer;
 use crate::metadata::{TopicPartition, by_topic};
+use crate::runtime;
 use flumen_wire::ErrorCode;
 use flumen_wire::messages::fetch_request::{FetchPartition, FetchRequest, FetchTopic};
 use futures_util::future::{FutureExt, LocalBoxFuture};
@@ -78,7 +79,12 @@ pub struct Consumer {
     /// Leaders to which a fetch is open.
     busy: BTreeSet<i32>,
     backoff: Option<Backoff>,
+    /// What is to be done before the next fetch; survives a [`Consumer::poll`] that is dropped.
+    recovery: Option<Recovery>,
 }
+
+/// A pause, then new metadata, then new positions for partitions whose old ones are outside of the log.
+type Recovery = LocalBoxFuture<'static, Result<BTreeMap<TopicPartition, i64>, Error>>;
 
 impl Consumer {
     /// Reads nothing yet.
@@ -91,6 +97,7 @@ impl Consumer {
             open: FuturesUnordered::new(),
             busy: BTreeSet::new(),
             backoff: None,
+            recovery: None,
         }
     }
 
@@ -127,7 +134,19 @@ impl Consumer {
     /// when nothing is assigned. May be dropped and called again: nothing is lost.
     pub async fn poll(&mut self) -> Result<Vec<Fetched>, Error> {
         loop {
-            self.ask().await?;
+            if let Some(recovery) = &mut self.recovery {
+                let positions = recovery.await;
+                self.recovery = None;
+                for (at, offset) in positions? {
+                    if let Some(position) = self.positions.get_mut(&at) {
+                        position.offset = offset;
+                    }
+                }
+            }
+            self.ask()?;
+            if self.recovery.is_some() {
+                continue;
+            }
             let Some((leader, asked, result)) = self.open.next().await else {
                 return std::future::pending().await;
             };
@@ -135,7 +154,7 @@ impl Consumer {
             let mut fetched = match result {
                 Ok(answer) => records::read(answer, &asked, &self.settings)?,
                 Err(error) if error.is_retriable() => {
-                    self.pause_for(error).await?;
+                    self.recover(Some(error), Vec::new())?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -144,7 +163,7 @@ impl Consumer {
             let is_current =
                 |one: &Fetched| self.positions.get(&one.at).is_some_and(|p| p.offset == one.asked);
             fetched.retain(is_current);
-            self.heed_refusals(&mut fetched).await?;
+            self.heed_refusals(&mut fetched)?;
             if fetched.is_empty() {
                 continue;
             }
@@ -152,13 +171,13 @@ impl Consumer {
                 self.positions.insert(one.at.clone(), Position { offset: one.next_offset, end: one.end });
             }
             // The next fetch is on its way while the caller reads.
-            self.ask().await?;
+            self.ask()?;
             return Ok(fetched);
         }
     }
 
     /// Sends a fetch to each leader that has none open.
-    async fn ask(&mut self) -> Result<(), Error> {
+    fn ask(&mut self) -> Result<(), Error> {
         let metadata = self.cluster.metadata();
         let mut by_leader: BTreeMap<i32, Vec<(TopicPartition, i64)>> = BTreeMap::new();
         let mut lost = None;
@@ -173,7 +192,7 @@ impl Consumer {
             && by_leader.is_empty()
             && self.busy.is_empty()
         {
-            self.pause_for(error).await?;
+            self.recover(Some(error), Vec::new())?;
         }
         for (leader, asked) in by_leader {
             self.busy.insert(leader);
@@ -182,33 +201,36 @@ impl Consumer {
         Ok(())
     }
 
-    /// Waits before asking again, with new metadata. The error itself when that has gone on for too long.
-    async fn pause_for(&mut self, error: Error) -> Result<(), Error> {
-        let timeout = self.cluster.settings().retry_timeout;
-        let backoff = self.backoff.get_or_insert_with(|| Backoff::new(timeout));
-        if !backoff.pause().await {
-            return Err(error);
+    /// Has the next poll wait, ask for new metadata and find new positions first. The error itself when that has gone
+    /// on for too long.
+    fn recover(&mut self, error: Option<Error>, resets: Vec<(TopicPartition, i64)>) -> Result<(), Error> {
+        let mut pause = Duration::ZERO;
+        if let Some(error) = error {
+            let timeout = self.cluster.settings().retry_timeout;
+            let backoff = self.backoff.get_or_insert_with(|| Backoff::new(timeout));
+            pause = backoff.next_pause().ok_or(error)?;
         }
-        match self.cluster.refresh_known().await {
-            Err(error) if !error.is_retriable() => Err(error),
-            _ => Ok(()),
-        }
+        let cluster = self.cluster.clone();
+        let recovery = async move {
+            runtime::sleep(pause).await;
+            match cluster.refresh_known().await {
+                Err(error) if !error.is_retriable() => return Err(error),
+                _ => {}
+            }
+            let found = cluster.list_offsets(&resets).await?;
+            Ok(found.into_iter().map(|(at, one)| (at, one.offset)).collect())
+        };
+        self.recovery = Some(recovery.boxed_local());
+        Ok(())
     }
 
     /// Deals with what partitions refused, and takes that out.
-    async fn heed_refusals(&mut self, fetched: &mut Vec<Fetched>) -> Result<(), Error> {
-        let mut refused = None;
+    fn heed_refusals(&mut self, fetched: &mut Vec<Fetched>) -> Result<(), Error> {
+        let (mut refused, mut resets) = (None, Vec::new());
         for one in fetched.iter().filter(|one| !one.error.is_none()) {
             let about = || format!("reading {} from offset {}", one.at, one.asked);
             match (one.error, self.settings.reset) {
-                (ErrorCode::OffsetOutOfRange, Some(end)) => {
-                    let found = self.cluster.list_offsets(&[(one.at.clone(), end)]).await?;
-                    if let (Some(found), Some(position)) =
-                        (found.get(&one.at), self.positions.get_mut(&one.at))
-                    {
-                        position.offset = found.offset;
-                    }
-                }
+                (ErrorCode::OffsetOutOfRange, Some(end)) => resets.push((one.at.clone(), end)),
                 (code, _) if is_retriable(code) => {
                     refused = Some(Error::Broker { code, message: None, about: about() });
                 }
@@ -216,13 +238,11 @@ impl Consumer {
             }
         }
         fetched.retain(|one| one.error.is_none());
-        match refused {
-            Some(error) => self.pause_for(error).await,
-            None => {
-                self.backoff = None;
-                Ok(())
-            }
+        if refused.is_none() && resets.is_empty() {
+            self.backoff = None;
+            return Ok(());
         }
+        self.recover(refused, resets)
     }
 }
 
