@@ -45,7 +45,8 @@ fn partitions(path: &Path) -> Result<Vec<PartitionFiles>, Failure> {
     let mut found = Vec::new();
     for folder in entries(path)?.into_iter().filter(|entry| entry.is_dir()) {
         let one = partition(&folder)?;
-        if !one.segments.is_empty() {
+        // Other folders may hold logs of other kinds: the metadata log of a node.
+        if !one.segments.is_empty() && topic_partition(&one.name).1 >= 0 {
             found.push(one);
         }
     }

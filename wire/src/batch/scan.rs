@@ -95,7 +95,8 @@ impl<'a> RawBatch<'a> {
 
     /// The same, as an error that names both.
     pub fn check_crc(&self) -> Result<(), BatchError> {
-        let (stored, computed) = (super::stored_crc(self.bytes), super::crc32c(&self.bytes[super::CRC_FROM..]));
+        let (stored, computed) =
+            (super::stored_crc(self.bytes), super::crc32c(&self.bytes[super::CRC_FROM..]));
         if stored == computed { Ok(()) } else { Err(BatchError::Crc { stored, computed }) }
     }
 
