@@ -91,7 +91,7 @@ class Broker:
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                env=_clean_environment(), preexec_fn=_end_with_parent,
+                env=self._environment(), preexec_fn=_end_with_parent,
             )  # fmt: skip
 
     def _wait_ready(self, deadline: float) -> None:
@@ -176,6 +176,9 @@ class Broker:
         """The segment files of a partition, oldest first."""
         return sorted((self.data / f"{topic}-{partition}").glob("*.log"))
 
+    def _environment(self) -> dict[str, str]:
+        return _clean_environment()
+
     def _prepare(self) -> None:
         raise NotImplementedError
 
@@ -214,6 +217,27 @@ class Flumen(Broker):
         for key, value in self.settings.items():
             command += ["--set", f"{key}={value}"]
         return command
+
+
+class FaultyFlumen(Flumen):
+    """A node whose disk fails where `fail` says, from one moment to the next."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.faults = self.folder / "faults"
+        self.faults.write_text("")
+
+    def fail(self, *rules: str) -> None:
+        """`operation:path:fault[:after=N][:times=M]` each (node/src/disk/fault.rs); none: the disk is sound again."""
+        whole = self.faults.with_suffix(".new")
+        whole.write_text(";".join(rules))
+        whole.rename(self.faults)
+
+    def _command(self) -> list[str]:
+        return [str(places.faulty_node_binary()), *super()._command()[1:]]
+
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | {"FLUMEN_FAULT_FILE": str(self.faults)}
 
 
 class Kafka(Broker):

@@ -43,6 +43,17 @@ def cli_binary() -> pathlib.Path:
     )
 
 
+def faulty_node_binary() -> pathlib.Path:
+    """A `flumen-node` built with `--features fault-injection`, put there by `.ci/run crash` (or by hand)."""
+    path = TARGET / "faults" / "flumen-node"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: run `cargo build -p flumen-node --features fault-injection` and copy "
+            f"{TARGET / 'debug' / 'flumen-node'} there"
+        )
+    return path
+
+
 def program(name: str) -> pathlib.Path:
     """A program of tests/clients, built by tests/install."""
     path = PROGRAMS / name

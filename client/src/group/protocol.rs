@@ -5,8 +5,16 @@
 //! the member owns, and since when) and version 0 of the assignment, which every client reads.
 
 use crate::metadata::{TopicPartition, by_topic};
-use flumen_wire::codec::{DecodeError, Reader, Sink, Writer};
+use flumen_wire::codec::{Decode, DecodeError, Encode, Reader, Sink, Writer};
+use flumen_wire::group::consumer_protocol_assignment::{self, ConsumerProtocolAssignment};
+use flumen_wire::group::consumer_protocol_subscription::{self, ConsumerProtocolSubscription};
 use std::rc::Rc;
+
+/// The versions that are written.
+const SUBSCRIPTION_VERSION: i16 = 2;
+const ASSIGNMENT_VERSION: i16 = 0;
+/// The newest version of either that is known here.
+const NEWEST: i16 = 3;
 
 /// What a member wants and has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,42 +35,52 @@ pub struct Assignment {
 }
 
 impl Subscription {
-    /// As bytes, in version 2.
+    /// As bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.i16(2);
-        writer.len(Some(self.topics.len()), false);
-        for topic in &self.topics {
-            writer.string(topic, false);
-        }
-        writer.nullable_bytes(None, false);
-        write_partitions(&mut writer, &self.owned);
-        writer.i32(self.generation);
-        writer.into_bytes()
+        let owned = by_topic(self.owned.iter().map(|at| (at, ())));
+        let body = ConsumerProtocolSubscription {
+            topics: self.topics.iter().map(|topic| &**topic).collect(),
+            owned_partitions: owned
+                .iter()
+                .map(|(topic, partitions)| consumer_protocol_subscription::TopicPartition {
+                    topic,
+                    partitions: numbers(partitions),
+                })
+                .collect(),
+            generation_id: self.generation,
+            ..Default::default()
+        };
+        encode(SUBSCRIPTION_VERSION, &body)
     }
 
     /// From bytes of any version.
     pub fn decode(bytes: &[u8]) -> Result<Subscription, DecodeError> {
         let mut reader = Reader::new(bytes);
-        let version = reader.i16()?;
-        let mut topics: Vec<Rc<str>> = reader.array(false, 2, |reader| reader.string(false).map(Rc::from))?;
+        let version = reader.i16()?.min(NEWEST);
+        let body = ConsumerProtocolSubscription::decode(&mut reader, version)?;
+        let mut topics: Vec<Rc<str>> = body.topics.into_iter().map(Rc::from).collect();
         topics.sort();
         topics.dedup();
-        reader.nullable_bytes(false)?;
-        let owned = if version >= 1 { read_partitions(&mut reader)? } else { Vec::new() };
-        let generation = if version >= 2 { reader.i32()? } else { -1 };
-        Ok(Subscription { topics, owned, generation })
+        let owned = body.owned_partitions.into_iter().flat_map(|one| partitions(one.topic, one.partitions));
+        Ok(Subscription { topics, owned: owned.collect(), generation: body.generation_id })
     }
 }
 
 impl Assignment {
-    /// As bytes, in version 0.
+    /// As bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.i16(0);
-        write_partitions(&mut writer, &self.partitions);
-        writer.nullable_bytes(None, false);
-        writer.into_bytes()
+        let assigned = by_topic(self.partitions.iter().map(|at| (at, ())));
+        let body = ConsumerProtocolAssignment {
+            assigned_partitions: assigned
+                .iter()
+                .map(|(topic, partitions)| consumer_protocol_assignment::TopicPartition {
+                    topic,
+                    partitions: numbers(partitions),
+                })
+                .collect(),
+            ..Default::default()
+        };
+        encode(ASSIGNMENT_VERSION, &body)
     }
 
     /// From bytes of any version. No bytes are an empty assignment.
@@ -71,34 +89,29 @@ impl Assignment {
             return Ok(Assignment::default());
         }
         let mut reader = Reader::new(bytes);
-        reader.i16()?;
-        let mut partitions = read_partitions(&mut reader)?;
+        let version = reader.i16()?.min(NEWEST);
+        let body = ConsumerProtocolAssignment::decode(&mut reader, version)?;
+        let assigned = body.assigned_partitions.into_iter();
+        let mut partitions: Vec<_> = assigned.flat_map(|one| partitions(one.topic, one.partitions)).collect();
         partitions.sort();
         Ok(Assignment { partitions })
     }
 }
 
-fn write_partitions(writer: &mut Writer, partitions: &[TopicPartition]) {
-    let topics = by_topic(partitions.iter().map(|at| (at, ())));
-    writer.len(Some(topics.len()), false);
-    for (topic, partitions) in topics {
-        writer.string(topic, false);
-        writer.len(Some(partitions.len()), false);
-        for (partition, ()) in partitions {
-            writer.i32(partition);
-        }
-    }
+fn encode(version: i16, body: &impl Encode) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.i16(version);
+    body.write(&mut writer, version);
+    writer.into_bytes()
 }
 
-fn read_partitions(reader: &mut Reader<'_>) -> Result<Vec<TopicPartition>, DecodeError> {
-    let topics = reader.array(false, 6, |reader| {
-        let topic: Rc<str> = reader.string(false)?.into();
-        Ok((topic, reader.array(false, 4, |reader| reader.i32())?))
-    })?;
-    let of = |(topic, partitions): (Rc<str>, Vec<i32>)| {
-        partitions.into_iter().map(move |partition| TopicPartition { topic: topic.clone(), partition })
-    };
-    Ok(topics.into_iter().flat_map(of).collect())
+fn numbers(partitions: &[(i32, ())]) -> Vec<i32> {
+    partitions.iter().map(|(partition, ())| *partition).collect()
+}
+
+fn partitions(topic: &str, numbers: Vec<i32>) -> impl Iterator<Item = TopicPartition> + use<> {
+    let topic: Rc<str> = topic.into();
+    numbers.into_iter().map(move |partition| TopicPartition { topic: topic.clone(), partition })
 }
 
 #[cfg(test)]

@@ -256,28 +256,38 @@ impl fmt::Display for StorageError {
 
 impl std::error::Error for StorageError {}
 
-/// The journal cannot go on: a group is undetermined. The node must say so and exit non-zero.
+/// Why the engine cannot go on. The node must say so and exit non-zero: a start on a healthy disk has all that was
+/// acknowledged.
 #[derive(Debug)]
-pub struct JournalFault {
-    /// The file.
-    pub file: String,
-    /// Where in it.
-    pub position: u64,
-    /// What the disk said.
-    pub error: std::io::Error,
+pub enum EngineFault {
+    /// The journal failed: a group is undetermined.
+    Journal {
+        /// The file.
+        file: String,
+        /// Where in it.
+        position: u64,
+        /// What the disk said.
+        error: std::io::Error,
+    },
+    /// A sync of everything failed: of no segment is it known what is on disk, and no later sync would tell.
+    Sync(std::io::Error),
 }
 
-impl fmt::Display for JournalFault {
+impl fmt::Display for EngineFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "journal {} at {}: {}; nothing of this group was acknowledged. Mend the disk, then start the node again",
-            self.file, self.position, self.error
-        )
+        match self {
+            EngineFault::Journal { file, position, error } => {
+                write!(f, "{file} at {position}: {error}; nothing of this group was acknowledged")?;
+            }
+            EngineFault::Sync(error) => {
+                write!(f, "sync of the data folder: {error}; the journal still has what was acknowledged")?;
+            }
+        }
+        f.write_str(". Mend the disk, then start the node again")
     }
 }
 
-impl std::error::Error for JournalFault {}
+impl std::error::Error for EngineFault {}
 
 /// Counters and gauges of one engine, as they stand.
 #[derive(Clone, Copy, Debug, Default)]

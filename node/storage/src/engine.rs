@@ -19,7 +19,7 @@ use flumen_wire::ErrorCode;
 use flumen_wire::batch::BatchHeader;
 
 use crate::api::{
-    AppendError, DiskRead, EngineMetrics, EngineSettings, EpochEnd, JournalFault, Offsets, Placed, ReadError,
+    AppendError, DiskRead, EngineFault, EngineMetrics, EngineSettings, EpochEnd, Offsets, Placed, ReadError,
     ReadOutcome, Sink, Slot,
 };
 use crate::cache::{self, Buffers, Want};
@@ -85,10 +85,8 @@ pub(crate) struct State<D: Disk, T> {
     pub(crate) checkpoint_again: Option<Duration>,
     /// Directories of deleted partitions, and when they go.
     pub(crate) graves: Vec<(Duration, String)>,
-    /// Segments closed since the last checkpoint, by the handle that wrote them.
-    pub(crate) closed: Vec<(Slot, Offset, Rc<D::File>)>,
-    /// What failed the journal, seen outside the commit loop.
-    pub(crate) fault: Option<JournalFault>,
+    /// Why the engine cannot go on, seen outside the commit loop.
+    pub(crate) fault: Option<EngineFault>,
     /// What reads found wrong, not fetched yet.
     pub(crate) read_faults: Vec<String>,
     pub(crate) metrics: EngineMetrics,
@@ -255,7 +253,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 checkpoint_wanted: false,
                 checkpoint_again: None,
                 graves: Vec::new(),
-                closed: Vec::new(),
                 fault: None,
                 read_faults: Vec::new(),
                 metrics: EngineMetrics::default(),

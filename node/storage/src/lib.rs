@@ -25,7 +25,7 @@ mod writer;
 #[cfg(feature = "planted-bugs")]
 pub use api::PlantedBug;
 pub use api::{
-    AppendError, DiskRead, EngineMetrics, EngineSettings, EpochEnd, JournalFault, Offsets, Placed, ReadError,
+    AppendError, DiskRead, EngineFault, EngineMetrics, EngineSettings, EpochEnd, Offsets, Placed, ReadError,
     ReadOutcome, Sink, Slot, StorageError,
 };
 pub use engine::Engine;

@@ -12,7 +12,7 @@ use flumen_wire::batch::Batches;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::api::{DiskRead, JournalFault, ReadError, Slot, StorageError};
+use crate::api::{DiskRead, EngineFault, ReadError, Slot, StorageError};
 use crate::cache::{self, Want};
 use crate::disk::{Disk, OpenMode};
 use crate::engine::{Engine, Life};
@@ -28,11 +28,11 @@ pub type FoundRecord = (Offset, Timestamp, LeaderEpoch);
 const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
 
 impl<D: Disk, T: 'static> Engine<D, T> {
-    /// Runs the commit loop and what belongs to it, until [`stop`](Self::stop) is done (`Ok`) or the journal is at
-    /// fault: then nothing undetermined was answered, and the node must exit.
-    pub async fn run_journal(&self) -> Result<(), JournalFault> {
+    /// Runs the commit loop and what belongs to it, until [`stop`](Self::stop) is done (`Ok`) or the engine cannot go
+    /// on: then nothing undetermined was answered, and the node must exit.
+    pub async fn run_journal(&self) -> Result<(), EngineFault> {
         // Each loop is polled only when it is woken itself.
-        let mut loops: FuturesUnordered<LocalBoxFuture<'_, Result<(), JournalFault>>> =
+        let mut loops: FuturesUnordered<LocalBoxFuture<'_, Result<(), EngineFault>>> =
             FuturesUnordered::new();
         loops.push(Box::pin(self.commit_loop()));
         loops.push(Box::pin(async {
@@ -51,10 +51,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 return Err(fault);
             }
         }
-        match self.state.borrow_mut().fault.take() {
-            Some(fault) => Err(fault),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Takes nothing new, has everything staged become durable, fills all, writes a checkpoint. The loops end with it.
@@ -213,7 +210,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     return Ok(Slices::default());
                 }
                 at_segment = Some(at);
-                (partition.view(at), read.slot)
+                (partition.view(at, self.reader.era()), read.slot)
             };
             if view.len == 0 {
                 return Ok(Slices::default());
@@ -313,7 +310,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             return Err(ReadError::Offline);
         }
         let segments = partition.log.segments().iter().enumerate();
-        let views = segments.map(|(at, segment)| (partition.view(at), segment.max_timestamp));
+        let era = self.reader.era();
+        let views = segments.map(|(at, segment)| (partition.view(at, era), segment.max_timestamp));
         Ok(views.filter(|(view, _)| view.len > 0 && view.end_offset > partition.log_start).collect())
     }
 

@@ -138,6 +138,9 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) log_start_wanted: Offset,
     /// Number of the next chunk to be journalled again, while it is offline.
     pub(crate) relog: Option<u64>,
+    /// What was covered when that began, until the last of them is durable: all or none of them count from their new
+    /// place, since recovery goes by LSN and would find a later chunk's first copy before an earlier one's second.
+    pub(crate) relogging: Option<Lsn>,
     /// What checkpoints say of it while it is offline since recovery.
     pub(crate) frozen: Option<Box<Record>>,
     /// It is being deleted; its DROP entry is durable.
@@ -200,6 +203,7 @@ impl<D: Disk, T> Partition<D, T> {
             directory_dirty: false,
             offline: None,
             relog: None,
+            relogging: None,
             frozen: None,
             deleting: false,
             dropped: false,
@@ -306,15 +310,12 @@ impl<D: Disk, T> Partition<D, T> {
         if self.sync_failed {
             return self.checkpointed.lsn;
         }
-        // Of an offline partition, chunks that were journalled again are younger than those behind them.
-        let unfilled = self.chunks.range((self.unfilled - self.chunks_first) as usize..);
-        let depth = if self.offline.is_some() { usize::MAX } else { 1 };
-        let first = unfilled.take(depth).map(|chunk| Lsn(chunk.lsn.0 - 1)).min();
-        first.map_or(durable, |first| first.min(durable))
+        let first = || self.chunk(self.unfilled).map(|chunk| Lsn(chunk.lsn.0 - 1));
+        self.relogging.or_else(first).map_or(durable, |first| first.min(durable))
     }
 
     /// What a reader may read of a segment: bytes on disk, of whole batches, below what the cache must answer.
-    pub(crate) fn view(&self, at: usize) -> SegmentView {
+    pub(crate) fn view(&self, at: usize, era: u64) -> SegmentView {
         let segment = self.log.segments()[at];
         let next = self.log.segments().get(at + 1);
         let live = self.writers.iter().position(|writer| writer.base == segment.base_offset);
@@ -334,6 +335,7 @@ impl<D: Disk, T> Partition<D, T> {
             contiguous: !self.config.cleanup_policy.compact,
             live: live.map(|live| self.indexes[live].clone()),
             index_interval_bytes: self.config.index_interval_bytes,
+            era,
         }
     }
 

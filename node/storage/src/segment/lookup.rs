@@ -197,7 +197,7 @@ impl<D: Disk> SegmentReader<D> {
         self.count(|metrics| metrics.indexes_rebuilt += 1);
         let index = SegmentIndex::new(view.base_offset.0, view.index_interval_bytes);
         let (index, error) = self.scan(view, index, end).await?;
-        if error.is_none() && view.live.is_none() {
+        if error.is_none() && view.live.is_none() && self.is_current(view) {
             let mut closed = index.clone();
             closed.close();
             // Without the files the next look-up scans again: that is all that a failure costs.
@@ -208,7 +208,9 @@ impl<D: Disk> SegmentReader<D> {
 
     fn keep(&self, view: &SegmentView, index: SegmentIndex, scanned: bool) -> Loaded {
         let loaded = Loaded { index: Rc::new(index), scanned };
-        self.indexes.borrow_mut().insert(view.path.clone(), loaded.clone(), loaded.index.weight());
+        if self.is_current(view) {
+            self.indexes.borrow_mut().insert(view.path.clone(), loaded.clone(), loaded.index.weight());
+        }
         loaded
     }
 

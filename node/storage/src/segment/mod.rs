@@ -55,6 +55,8 @@ pub struct SegmentView {
     pub live: Option<Rc<RefCell<SegmentIndex>>>,
     /// `index.interval.bytes`, for the index of a closed segment that must be rebuilt.
     pub index_interval_bytes: u32,
+    /// [`SegmentReader::era`] when this was known: another file may bear the path later.
+    pub era: u64,
 }
 
 /// Why a segment could not be read. Nothing is ever skipped: the bytes at this place cannot be had.

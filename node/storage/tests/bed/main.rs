@@ -60,6 +60,7 @@ fn begin(seed: u64, planted: Option<PlantedBug>, keep_trace: bool) -> (Sim, Rc<S
         random: RefCell::new(random),
         serial: Cell::new(1000),
         fault: RefCell::default(),
+        journals: Cell::new(0),
         troubled: Cell::new(false),
         room: Cell::new(0),
         stopping: Cell::new(false),
@@ -81,6 +82,7 @@ fn run_seed(seed: u64, planted: Option<PlantedBug>, keep_trace: bool) -> Summary
         let corrupted = last && trouble == Trouble::Corruption;
         shared.model.borrow_mut().begin_life();
         *shared.fault.borrow_mut() = None;
+        shared.journals.set(0);
         shared.stopping.set(false);
         shared.troubled.set(!last && trouble != Trouble::None && trouble != Trouble::Corruption);
         let steps = shared.scenario.steps_max;
@@ -178,6 +180,12 @@ async fn life(shared: Rc<Shared>, disk: SimDisk, incarnation: u64, last: bool, c
                 offsets = offsets.collect::<Vec<_>>()
             );
         }
+    }
+    // A fault that ended an engine is told when its journal ends.
+    let late = disk.monotonic() + Duration::from_secs(30);
+    while shared.journals.get() > 0 {
+        assert!(disk.monotonic() < late, "a journal goes on after the stop");
+        disk.sleep(Duration::from_millis(1)).await;
     }
     if shared.fault.borrow().is_some() {
         return End::Exited;

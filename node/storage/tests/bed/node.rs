@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) serial: Cell<u64>,
     /// The journal of a shard has failed: the node is to exit.
     pub(crate) fault: RefCell<Option<String>>,
+    /// Journals that have not ended yet, in this life.
+    pub(crate) journals: Cell<usize>,
     /// Faults may be on.
     pub(crate) troubled: Cell<bool>,
     /// Counts the sink's calls of `room`.
@@ -133,10 +135,12 @@ impl Node {
     fn run_loops(&self) {
         for engine in &self.engines {
             let (journal, shared) = (engine.clone(), self.shared.clone());
+            shared.journals.set(shared.journals.get() + 1);
             self.disk.spawn(async move {
                 if let Err(fault) = journal.run_journal().await {
                     *shared.fault.borrow_mut() = Some(fault.to_string());
                 }
+                shared.journals.set(shared.journals.get() - 1);
             });
             let maintenance = engine.clone();
             self.disk.spawn(async move { maintenance.run_maintenance().await });
