@@ -294,6 +294,34 @@ def test_follow_until_interrupted(broker, topic):
             follower.kill()
 
 
+@pytest.mark.parametrize("kind", ["flumen", "kafka"])
+def test_both_ways_survive_a_crash_of_the_broker(kind, topic):
+    """What is sent while the broker is gone arrives when it is back: in order, each line once."""
+    with brokers.BROKERS[kind]() as one:
+        create(one, topic)
+        lines = numbers(3000).splitlines(keepends=True)
+        producer = subprocess.Popen(command(one, "produce", topic), stdin=subprocess.PIPE)
+        follower = subprocess.Popen(command(one, "consume", topic, "--follow"), stdout=subprocess.PIPE)
+        try:
+            producer.stdin.write(b"".join(lines[:1000]))
+            producer.stdin.flush()
+            assert [follower.stdout.readline() for _ in range(1000)] == lines[:1000]
+            one.kill()
+            producer.stdin.write(b"".join(lines[1000:2000]))
+            producer.stdin.flush()
+            one.start()
+            producer.stdin.write(b"".join(lines[2000:]))
+            producer.stdin.close()
+            assert producer.wait(60) == 0
+            assert [follower.stdout.readline() for _ in range(2000)] == lines[1000:]
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(20) == 0
+            assert good(one, "consume", topic).out == b"".join(lines)
+        finally:
+            producer.kill()
+            follower.kill()
+
+
 # -- a terminal -----------------------------------------------------------------------------------
 
 

@@ -316,7 +316,7 @@ impl<'o> Printer<'o> {
         let at = &fetched.at;
         let mut failed = None;
         let mut next = fetched.next_offset.min(end);
-        let flow = fetched.for_each(|record| {
+        let _whole = fetched.for_each(|record| {
             if self.left == Some(0) || record.offset >= end {
                 next = next.min(record.offset);
                 return ControlFlow::Break(());
@@ -338,7 +338,6 @@ impl<'o> Printer<'o> {
             self.left = self.left.map(|left| left - 1);
             if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        let _ = flow;
         if let Some(failure) = failed {
             return Err(failure);
         }

@@ -240,7 +240,7 @@ mod tests {
         let expected = "\
 TOPIC                               N  STATE
 a-rather-long-name-of-a-topic       5  ok
-b\u{fffd}[2J                         12,345
+b\u{fffd}[2J                          12,345
 ";
         assert_eq!(table().render(None), expected);
         assert_eq!(table().render(Some(100)), expected);
@@ -251,7 +251,7 @@ b\u{fffd}[2J                         12,345
         let expected = "\
 TOPIC               N  STATE
 a-rather-lon…       5  ok
-b\u{fffd}[2J         12,345
+b\u{fffd}[2J          12,345
 ";
         assert_eq!(table().render(Some(28)), expected);
         // Below what is of use it is left to wrap.
@@ -263,7 +263,7 @@ b\u{fffd}[2J         12,345
         assert_eq!(bar(0, 100, 8), "");
         assert_eq!(bar(1, 10_000, 8), "▏");
         assert_eq!(bar(50, 100, 8), "████");
-        assert_eq!(bar(55, 100, 8), "████▍");
+        assert_eq!(bar(55, 100, 8), "████▌");
         assert_eq!(bar(100, 100, 8), "████████");
         assert_eq!(bar(300, 100, 4), "████");
         assert_eq!(bar(5, 0, 4), "");

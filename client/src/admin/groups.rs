@@ -113,8 +113,8 @@ pub async fn describe(cluster: &Cluster, group: &str) -> Result<GroupDescription
 }
 
 async fn describe_consumer(cluster: &Cluster, group: &str) -> Result<GroupDescription, Error> {
-    cluster.coordinator(group, Lane::Admin).await?.version::<ConsumerGroupDescribeRequest<'_>>()?;
     let coordinator = cluster.coordinator(group, Lane::Admin).await?;
+    coordinator.version::<ConsumerGroupDescribeRequest<'_>>()?;
     let id = broker_of(cluster, coordinator.address());
     cluster
         .call_coordinator(
