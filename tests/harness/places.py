@@ -31,6 +31,18 @@ def node_binary() -> pathlib.Path:
     )
 
 
+def cli_binary() -> pathlib.Path:
+    """The `flumen` to test: $FLUMEN_TEST_CLI, else the release build, else the debug one."""
+    named = os.environ.get("FLUMEN_TEST_CLI")
+    candidates = [pathlib.Path(named)] if named else [TARGET / "release" / "flumen", TARGET / "debug" / "flumen"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"no command at {', '.join(map(str, candidates))}: run `cargo build --release -p flumen-tools`"
+    )
+
+
 def faulty_node_binary() -> pathlib.Path:
     """A `flumen-node` built with `--features fault-injection`, put there by `.ci/run crash` (or by hand)."""
     path = TARGET / "faults" / "flumen-node"

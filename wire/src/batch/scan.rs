@@ -93,6 +93,13 @@ impl<'a> RawBatch<'a> {
         crc_matches(self.bytes)
     }
 
+    /// The same, as an error that names both.
+    pub fn check_crc(&self) -> Result<(), BatchError> {
+        let (stored, computed) =
+            (super::stored_crc(self.bytes), super::crc32c(&self.bytes[super::CRC_FROM..]));
+        if stored == computed { Ok(()) } else { Err(BatchError::Crc { stored, computed }) }
+    }
+
     /// Its records; a compressed batch is opened, to at most `decompressed_bytes_max` bytes.
     pub fn records(&self, decompressed_bytes_max: usize) -> Result<RecordSet<'a>, BatchError> {
         let body = &self.bytes[HEADER_LEN..];
