@@ -20,6 +20,10 @@ pub const MEMORY_MIN: u64 = 64 << 20;
 /// What `--memory` is at most unless told otherwise.
 const MEMORY_DEFAULT_MAX: u64 = 1 << 30;
 
+/// How long a new group waits for more members: not at all in a node that serves this machine alone, where somebody
+/// develops and looks on.
+const REBALANCE_DELAY: &str = "group.initial.rebalance.delay.ms";
+
 /// A name or address, and a port, as given: not resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
@@ -136,15 +140,18 @@ impl Config {
         let node_id = number(given.take("node-id"), 1, 0, i32::MAX as u64)? as i32;
         let data_dir = PathBuf::from(text(given.take("data-dir"), "./flumen-data")?);
         let shards = shards(given.take("shards"), &mut warnings)?;
-        let settings = settings(&given.settings, node_id, &mut warnings)?;
+        let kafka_addr = address(given.take("kafka-addr"), "127.0.0.1:9092")?;
+        let seeds = seeds(given.take("seeds"))?;
+        let is_alone = kafka_addr.ip().is_loopback() && seeds.is_empty();
+        let settings = settings(&given.settings, node_id, is_alone, &mut warnings)?;
         Ok(Config {
             node_id: NodeId(node_id),
             data_dir: std::path::absolute(&data_dir).unwrap_or(data_dir),
-            kafka_addr: address(given.take("kafka-addr"), "127.0.0.1:9092")?,
+            kafka_addr,
             kafka_advertised: given.take("kafka-advertised").map(|given| host_port(&given)).transpose()?,
             admin_addr: address(given.take("admin-addr"), "127.0.0.1:9644")?,
             cluster_addr: address(given.take("cluster-addr"), "127.0.0.1:7946")?,
-            seeds: seeds(given.take("seeds"))?,
+            seeds,
             shards,
             memory: memory(given.take("memory"))?,
             broker: settings.broker_config(),
@@ -252,6 +259,7 @@ fn seeds(given: Option<Given>) -> Result<Vec<HostPort>, Mistake> {
 fn settings(
     given: &[(String, Given)],
     node_id: i32,
+    is_alone: bool,
     warnings: &mut Vec<String>,
 ) -> Result<Settings, Mistake> {
     let wrong = |source: &str, error: ConfigError| Mistake::Setting {
@@ -261,6 +269,9 @@ fn settings(
     let mut statics = StaticSettings::default();
     for (name, value) in given {
         statics.set(name, &value.value).map_err(|error| wrong(&value.source, error))?;
+    }
+    if is_alone && !given.iter().any(|(name, _)| name == REBALANCE_DELAY) {
+        statics.set(REBALANCE_DELAY, "0").map_err(|error| wrong(REBALANCE_DELAY, error))?;
     }
     statics.set_from_flag("node.id", &node_id.to_string()).map_err(|error| wrong("--node-id", error))?;
     statics.check().map_err(|error| wrong("settings", error))?;

@@ -16,6 +16,7 @@ const CRATE_EDGES: &[(&str, &[&str])] = &[
 /// Modules of `node/core` and the sibling modules that each may use, besides `types` and `limits`.
 const CORE_EDGES: &[(&str, &[&str])] = &[
     ("config", &[]),
+    ("coordinator", &["config", "metadata"]),
     ("epochs", &[]),
     ("fetch", &[]),
     ("journal", &[]),

@@ -7,6 +7,7 @@ pub mod compression;
 pub mod crc;
 pub mod error_code;
 pub mod frame;
+pub mod group;
 pub mod messages;
 
 pub use error_code::ErrorCode;

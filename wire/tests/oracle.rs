@@ -123,7 +123,7 @@ fn what_the_oracle_lacks_is_known() {
 fn unknown_tagged_fields_are_passed_over() {
     for row in ROWS {
         for version in row.versions.0..=row.versions.1 {
-            let key = flumen_wire::ApiKey::from_key(row.key).expect("a key");
+            let Some(key) = flumen_wire::ApiKey::from_key(row.key) else { continue };
             if !flumen_wire::api::is_flexible(key, version) {
                 continue;
             }

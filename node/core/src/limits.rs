@@ -71,6 +71,20 @@ pub const PRODUCER_ID_BLOCK_LEN: i64 = 1_000;
 /// Most partitions that all fetch sessions of one shard remember. A session past it is not made, or is closed:
 /// its client then names its partitions with every request.
 pub const SESSION_PARTITIONS_MAX: usize = 1 << 20;
+/// Most groups of one coordinator, of which there is one for each partition of `__consumer_offsets`.
+pub const GROUPS_PER_COORDINATOR_MAX: usize = 100_000;
+/// Most committed offsets of one coordinator, over all its groups.
+pub const OFFSETS_PER_COORDINATOR_MAX: usize = 1 << 20;
+/// Most members of one group, those included that were only given an id, whatever `group.max.size` says.
+pub const GROUP_MEMBERS_MAX: usize = 10_000;
+/// What the members of one group may say to its protocols, and what they may be assigned, in bytes of each.
+pub const GROUP_MEMBERS_BYTES_MAX: usize = 16 << 20;
+/// Longest id of a group, a member, a client or a static member; all of them are kept.
+pub const GROUP_NAME_BYTES_MAX: usize = 32_767;
+/// Records of a coordinator that wait for the log at most: past it, requests wait.
+pub const COORDINATOR_BACKLOG_BYTES_MAX: usize = 8 << 20;
+/// What a batch of a coordinator aims at; a decision is never split over two.
+pub const COORDINATOR_BATCH_BYTES: usize = 1 << 20;
 
 const _: () = assert!(BLOCK_BYTES.is_power_of_two());
 const _: () = assert!(GROUP_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
@@ -83,6 +97,8 @@ const _: () = assert!(BULK_WRITE_BYTES <= BULK_BYTES_MIN);
 const _: () = assert!((FILL_WRITE_BYTES_MAX as u64).is_multiple_of(BLOCK_BYTES));
 const _: () =
     assert!(ALLOCATE_BYTES_MIN.is_multiple_of(BLOCK_BYTES) && ALLOCATE_BYTES_MIN <= ALLOCATE_BYTES_MAX);
+// A group's record fits a batch: what its members say, what they are assigned, and their names.
+const _: () = assert!(2 * GROUP_MEMBERS_BYTES_MAX + COORDINATOR_BATCH_BYTES < BATCH_BYTES_MAX);
 const _: () = assert!((BATCH_BYTES_MAX as u64) < SEGMENT_BYTES_MAX);
 const _: () = assert!(PARTITIONS_PER_REQUEST_MAX <= PARTITIONS_PER_TOPIC_MAX);
 const _: () = assert!(PARTITIONS_PER_TOPIC_MAX <= PARTITIONS_MAX);

@@ -30,6 +30,9 @@ pub(crate) const TOPIC: i32 =
 pub(crate) const CLUSTER: i32 =
     bits(&[CREATE, ALTER, DESCRIBE, CLUSTER_ACTION, DESCRIBE_CONFIGS, ALTER_CONFIGS, IDEMPOTENT_WRITE]);
 
+/// Every operation on a group.
+pub(crate) const GROUP: i32 = bits(&[READ, DELETE, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS]);
+
 /// `operations` for a client that asked for them.
 pub(crate) const fn when_asked(asked: bool, operations: i32) -> i32 {
     if asked { operations } else { NOT_ASKED }
@@ -53,6 +56,7 @@ mod tests {
     fn the_fields_are_those_that_kafka_sends_without_an_authorizer() {
         assert_eq!(TOPIC, 3576);
         assert_eq!(CLUSTER, 8096);
+        assert_eq!(GROUP, 3400);
         assert_eq!(when_asked(false, TOPIC), i32::MIN);
         assert_eq!(when_asked(true, TOPIC), TOPIC);
     }

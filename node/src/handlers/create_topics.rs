@@ -71,7 +71,7 @@ fn new_topic<'a>(topic: &CreatableTopic<'a>) -> NewTopic<'a> {
 }
 
 /// The identity of a topic that is about to be created: random, in no use.
-pub(super) fn new_topic_id(shard: &Shard) -> TopicId {
+pub(crate) fn new_topic_id(shard: &Shard) -> TopicId {
     let image = shard.image();
     loop {
         let id = topic_id(shard.random(|rng| rng.u128(..)));

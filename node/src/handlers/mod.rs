@@ -13,21 +13,33 @@ pub(crate) mod authorized_operations;
 mod carried;
 mod create_partitions;
 mod create_topics;
+mod delete_groups;
 mod delete_records;
 mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
+mod describe_groups;
 mod describe_log_dirs;
 mod describe_producers;
 mod describe_topic_partitions;
 pub(crate) mod fetch;
+mod find_coordinator;
+mod group;
+mod heartbeat;
 mod incremental_alter_configs;
 pub(crate) mod init_producer_id;
+mod join_group;
+mod leave_group;
 mod list_config_resources;
+mod list_groups;
 mod list_offsets;
 mod metadata;
+mod offset_commit;
+mod offset_delete;
+mod offset_fetch;
 mod offset_for_leader_epoch;
 pub(crate) mod produce;
+mod sync_group;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -45,6 +57,7 @@ use crate::runtime;
 use crate::shard::Shard;
 
 pub(crate) use api_versions::FEATURES;
+pub(crate) use create_topics::new_topic_id;
 
 /// A request under way.
 pub(crate) struct Request {
@@ -80,6 +93,12 @@ impl Request {
         let mut reader = Reader::new(&self.frame[self.body_at..]);
         // Bytes behind the body are no fault, as in Kafka.
         M::decode(&mut reader, self.version)
+    }
+
+    /// What the client calls itself.
+    pub(crate) fn client_id(&self) -> &str {
+        let header = RequestHeader::decode(&mut Reader::new(&self.frame));
+        header.ok().and_then(|header| header.client_id).unwrap_or_default()
     }
 
     /// Shares a part of the frame, such as a batch, without a copy.
@@ -167,6 +186,17 @@ async fn handle(shard: &Rc<Shard>, request: Request) -> Result<Response, Refusal
     match r.key {
         ApiKey::Fetch => fetch::handle(shard, r).await,
         ApiKey::ListOffsets => list_offsets::handle(shard, &r).await,
+        ApiKey::OffsetCommit => offset_commit::handle(shard, &r).await,
+        ApiKey::OffsetFetch => offset_fetch::handle(shard, &r).await,
+        ApiKey::FindCoordinator => find_coordinator::handle(shard, &r).await,
+        ApiKey::JoinGroup => join_group::handle(shard, &r).await,
+        ApiKey::Heartbeat => heartbeat::handle(shard, &r).await,
+        ApiKey::LeaveGroup => leave_group::handle(shard, &r).await,
+        ApiKey::SyncGroup => sync_group::handle(shard, &r).await,
+        ApiKey::DescribeGroups => describe_groups::handle(shard, &r).await,
+        ApiKey::ListGroups => list_groups::handle(shard, &r).await,
+        ApiKey::DeleteGroups => delete_groups::handle(shard, &r).await,
+        ApiKey::OffsetDelete => offset_delete::handle(shard, &r).await,
         ApiKey::Metadata => metadata::handle(shard, &r).await,
         ApiKey::ApiVersions => api_versions::handle(shard, &r),
         ApiKey::CreateTopics => create_topics::handle(shard, &r).await,

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use flumen_core::config::{LogConfig, TimestampType};
+use flumen_core::metadata::is_internal_topic;
 use flumen_core::types::PartitionId;
 use flumen_wire::ErrorCode;
 use flumen_wire::batch::{self, BatchError, BatchHeader, CheckRules, Checked, RecordFault};
@@ -24,6 +25,8 @@ use crate::shard::produce::{OpenCall, Outcome, ProduceCall};
 const ZSTD_VERSION: i16 = 7;
 /// The first version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
+/// What a client calls itself that may write to the broker's own topics, as in Kafka: no guard, but a safety catch.
+const ADMIN_CLIENT: &str = "__admin_client";
 
 /// Puts every batch of a request on its way, in order, within the turn.
 pub(crate) fn begin(shard: &Shard, mut request: Request) -> Flow {
@@ -76,6 +79,9 @@ fn add_topic(
     for data in &topic.partition_data {
         let checked = match (refusal, known, &config) {
             (Some(refusal), _, _) => Err(refusal.clone()),
+            (None, Some(known), _) if is_internal_topic(&known.name) && frame.client_id() != ADMIN_CLIENT => {
+                Err(Outcome::error(ErrorCode::InvalidTopicException))
+            }
             (None, Some(known), Some(config)) if known.partition(data.index).is_some() => {
                 let records = data.records.map_or(Bytes::new(), |records| frame.share(records));
                 check(records, config, version).map(|(header, batch)| (known.id, header, batch))

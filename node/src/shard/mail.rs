@@ -14,11 +14,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use flumen_core::coordinator;
 use flumen_core::types::{PartitionId, ShardId};
 use flumen_wire::batch::BatchHeader;
 use futures_util::stream::{self, StreamExt};
 
 use super::Shard;
+use super::coordinator::{Call, Origin};
 use super::fetch::Watch;
 use super::produce::{Outcome, Part};
 use crate::mailbox::{Caller, Inbox, Incoming, Post, Reply};
@@ -41,6 +43,10 @@ pub(crate) enum Mail {
     Wake(Vec<u64>),
     /// A fetch of yours no longer waits for these partitions.
     Unwatch { watch: Watch, partitions: Vec<PartitionId> },
+    /// For the group coordinator of a partition that lives there.
+    Coordinate { partition: i32, call: Call, origin: Origin },
+    /// What a coordinator says to a call of yours.
+    Answered { key: u32, answer: coordinator::Answer },
     /// Run this there.
     Errand(Errand),
 }
@@ -185,6 +191,11 @@ impl Shard {
                     }
                 }
                 Mail::Unwatch { watch, partitions } => self.unwatch(watch, &partitions),
+                Mail::Coordinate { partition, call, origin } => {
+                    self.take_call(partition, call, origin);
+                    self.net.flush(&*self);
+                }
+                Mail::Answered { key, answer } => self.answered(key, answer),
                 Mail::Errand(errand) => {
                     let reply = reply.expect("an errand is sent as a call");
                     let result = errand(Rc::clone(&self));

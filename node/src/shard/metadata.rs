@@ -92,6 +92,7 @@ impl Shard {
         self.create_new(&before, &next, &settings).await;
         self.publish(&next, &settings);
         self.configure(&before, &next, &settings);
+        self.seat_coordinators(&before, &next);
         for partition in gone {
             if let Err(error) = self.engine.delete_partition(&partition).await {
                 tracing::error!(topic = %partition.topic, partition = partition.partition, "cannot be deleted: {error}");

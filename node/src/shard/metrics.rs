@@ -54,8 +54,32 @@ impl Shard {
         self.probe.report(api_name, &mut snapshot);
         let sessions = self.sessions.borrow().len() as f64;
         snapshot.gauge("flumen_fetch_sessions", "Fetch sessions.", "", sessions);
+        self.report_groups(&mut snapshot);
         report_engine(&self.engine.metrics(), &mut snapshot);
         snapshot
+    }
+}
+
+impl Shard {
+    fn report_groups(&self, snapshot: &mut Snapshot) {
+        let (groups, offsets, records) = self.coordinator_counts();
+        let counts = [
+            ("type=\"classic\",state=\"empty\"", groups.classic_empty),
+            ("type=\"classic\",state=\"preparing_rebalance\"", groups.classic_preparing_rebalance),
+            ("type=\"classic\",state=\"completing_rebalance\"", groups.classic_completing_rebalance),
+            ("type=\"classic\",state=\"stable\"", groups.classic_stable),
+            ("type=\"consumer\"", groups.consumer),
+        ];
+        for (labels, count) in counts {
+            snapshot.gauge("flumen_groups", "Groups, by type and state.", labels, count as f64);
+        }
+        snapshot.gauge("flumen_group_offsets", "Offsets that groups have committed.", "", offsets as f64);
+        snapshot.counter(
+            "flumen_group_records_total",
+            "Records that group coordinators have written.",
+            "",
+            records,
+        );
     }
 }
 

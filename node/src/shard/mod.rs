@@ -14,6 +14,7 @@
 //! - a partition lives on exactly one shard, found by arithmetic ([`Shard::owner`]), never by look-up;
 //! - the answer of a produce leaves only from the engine's `settled`.
 
+pub(crate) mod coordinator;
 pub(crate) mod fetch;
 pub(crate) mod mail;
 pub(crate) mod metadata;
@@ -46,6 +47,7 @@ use crate::runtime::local::Bell;
 use crate::runtime::{self, Queue, Stop};
 use crate::server::NodeFacts;
 use crate::sys::Lender;
+use coordinator::Coordinators;
 use fetch::Fetches;
 use mail::{Mail, Outgoing, ShardCaller, ShardInbox, ShardPost};
 use metadata::ControllerLog;
@@ -94,6 +96,7 @@ pub(crate) struct Shard {
     log_configs: RefCell<HashMap<TopicId, Rc<LogConfig>>>,
     produces: Produces,
     fetches: Fetches,
+    coordinators: Coordinators,
     waiters: RefCell<slab::Slab<Waiter>>,
     pub(crate) producer_ids: ProducerIds,
     caller: ShardCaller,
@@ -160,6 +163,7 @@ pub(crate) async fn run(
         log_configs: RefCell::default(),
         produces: Produces::default(),
         fetches: Fetches::default(),
+        coordinators: Coordinators::default(),
         waiters: RefCell::default(),
         producer_ids: ProducerIds::default(),
         caller,
@@ -210,6 +214,9 @@ impl Shard {
             runtime::spawn("forwarder", Rc::clone(&self).run_forwarder(target));
         }
         runtime::spawn("sweep", Rc::clone(&self).run_sweep());
+        let image = self.image();
+        self.seat_coordinators(&image, &image);
+        runtime::spawn("group timer", Rc::clone(&self).run_coordinator_timer());
         runtime::spawn("net", Rc::clone(&self).run_net());
         self.facts.shard_serves();
 
@@ -250,6 +257,7 @@ impl Shard {
     async fn drain(&self) {
         self.stopping.set(true);
         self.net.stop_reading();
+        self.stop_coordinators();
         let deadline = runtime::uptime() + DRAIN_MAX;
         while !self.net.is_drained() && runtime::uptime() < deadline {
             self.net.turn(runtime::uptime(), self);
@@ -381,6 +389,7 @@ impl Sink<Token> for EngineSink {
     fn room(&self) {
         if let Some(shard) = self.0.upgrade() {
             shard.append_waiting();
+            shard.coordinators_have_room();
             shard.net.flush(&*shard);
         }
     }

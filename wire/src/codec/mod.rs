@@ -63,6 +63,59 @@ pub trait Message: Encode {
     const MAX_VERSION: i16;
 }
 
+/// The key of a record in a coordinator's log: the type of the record as an int16, then the key in its only version, 0.
+pub trait RecordKey: Encode {
+    /// The type of the record.
+    const TYPE: i16;
+
+    /// The bytes of the record's key.
+    fn to_key(&self) -> Vec<u8> {
+        prefixed(Self::TYPE, self, 0)
+    }
+}
+
+/// What stands in bytes of its own: its version as an int16, then the value.
+pub trait Versioned: Encode {
+    /// The oldest version that can be read and written.
+    const MIN_VERSION: i16;
+    /// The newest version that can be read and written.
+    const MAX_VERSION: i16;
+
+    /// Its bytes in one version.
+    fn to_versioned(&self, version: i16) -> Vec<u8> {
+        prefixed(version, self, version)
+    }
+
+    /// Reads such bytes. What follows the value is no fault.
+    fn from_versioned<'a>(bytes: &'a [u8]) -> Result<Self, DecodeError>
+    where
+        Self: Decode<'a>,
+    {
+        let mut reader = Reader::new(bytes);
+        let version = reader.i16()?;
+        Self::decode(&mut reader, version)
+    }
+
+    /// As [`Versioned::from_versioned`], reading a version that is newer than all known as the newest known: what
+    /// members of a group tell each other only ever grows at its end.
+    fn from_versioned_lenient<'a>(bytes: &'a [u8]) -> Result<Self, DecodeError>
+    where
+        Self: Decode<'a>,
+    {
+        let mut reader = Reader::new(bytes);
+        let version = reader.i16()?.min(Self::MAX_VERSION);
+        Self::decode(&mut reader, version)
+    }
+}
+
+fn prefixed<T: Encode + ?Sized>(prefix: i16, value: &T, version: i16) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.reserve_exact(size_of::<i16>() + value.encoded_len(version));
+    writer.i16(prefix);
+    value.encode(&mut writer, version);
+    writer.into_bytes()
+}
+
 /// Record batches in a response: held in memory, or announced here and sent from where they lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Records<'a> {

@@ -125,4 +125,6 @@ pub(crate) const ORACLES: &[(&str, Oracle)] = &[
     ("AlterShareGroupOffsetsResponse", Oracle::of::<theirs::AlterShareGroupOffsetsResponse>()),
     ("DeleteShareGroupOffsetsRequest", Oracle::of::<theirs::DeleteShareGroupOffsetsRequest>()),
     ("DeleteShareGroupOffsetsResponse", Oracle::of::<theirs::DeleteShareGroupOffsetsResponse>()),
+    ("ConsumerProtocolAssignment", Oracle::of::<theirs::ConsumerProtocolAssignment>()),
+    ("ConsumerProtocolSubscription", Oracle::of::<theirs::ConsumerProtocolSubscription>()),
 ];

@@ -6,7 +6,7 @@
 
 use flumen_wire::codec::Records;
 use flumen_wire::codec::{Decode, Reader};
-use flumen_wire::messages as m;
+use flumen_wire::{group as g, messages as m};
 
 use crate::seed::{Row, Sample, Seed, encoded};
 
@@ -3957,6 +3957,343 @@ impl Sample for m::delete_share_group_offsets_response::DeleteShareGroupOffsetsR
     }
 }
 
+impl Sample for g::legacy_offset_commit_key::LegacyOffsetCommitKey<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group = seed.string();
+        value.topic = seed.string();
+        value.partition = seed.number() as i32;
+        value
+    }
+}
+
+impl Sample for g::legacy_offset_commit_value::LegacyOffsetCommitValue<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.offset = seed.number();
+        value.metadata = seed.string();
+        value.commit_timestamp = seed.number();
+        value
+    }
+}
+
+impl Sample for g::offset_commit_key::OffsetCommitKey<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group = seed.string();
+        value.topic = seed.string();
+        value.partition = seed.number() as i32;
+        value
+    }
+}
+
+impl Sample for g::offset_commit_value::OffsetCommitValue<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.offset = seed.number();
+        if version >= 3 {
+            value.leader_epoch = seed.number() as i32;
+        }
+        value.metadata = seed.string();
+        value.commit_timestamp = seed.number();
+        if version == 1 {
+            value.expire_timestamp = seed.number();
+        }
+        if version >= 4 {
+            value.topic_id = seed.uuid();
+        }
+        value
+    }
+}
+
+impl Sample for g::group_metadata_key::GroupMetadataKey<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group = seed.string();
+        value
+    }
+}
+
+impl Sample for g::group_metadata_value::GroupMetadataValue<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.protocol_type = seed.string();
+        value.generation = seed.number() as i32;
+        value.protocol = seed.maybe(|seed| seed.string());
+        value.leader = seed.maybe(|seed| seed.string());
+        if version >= 2 {
+            value.current_state_timestamp = seed.number();
+        }
+        value.members = seed.list(|seed| Sample::sample(seed, version));
+        value
+    }
+}
+
+impl Sample for g::group_metadata_value::MemberMetadata<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.member_id = seed.string();
+        if version >= 3 {
+            value.group_instance_id = seed.maybe(|seed| seed.string());
+        }
+        value.client_id = seed.string();
+        value.client_host = seed.string();
+        if version >= 1 {
+            value.rebalance_timeout = seed.number() as i32;
+        }
+        value.session_timeout = seed.number() as i32;
+        value.subscription = seed.bytes();
+        value.assignment = seed.bytes();
+        value
+    }
+}
+
+impl Sample for g::consumer_group_metadata_key::ConsumerGroupMetadataKey<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group_id = seed.string();
+        value
+    }
+}
+
+impl Sample for g::consumer_group_metadata_value::ConsumerGroupMetadataValue {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.epoch = seed.number() as i32;
+        value.metadata_hash = seed.number();
+        value
+    }
+}
+
+impl Sample for g::consumer_group_partition_metadata_key::ConsumerGroupPartitionMetadataKey<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group_id = seed.string();
+        value
+    }
+}
+
+impl Sample for g::consumer_group_partition_metadata_value::ConsumerGroupPartitionMetadataValue<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.topics = seed.list(|seed| Sample::sample(seed, version));
+        value
+    }
+}
+
+impl Sample for g::consumer_group_partition_metadata_value::TopicMetadata<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.topic_id = seed.uuid();
+        value.topic_name = seed.string();
+        value.num_partitions = seed.number() as i32;
+        value.partition_metadata = seed.list(|seed| Sample::sample(seed, version));
+        value
+    }
+}
+
+impl Sample for g::consumer_group_partition_metadata_value::PartitionMetadata<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.partition = seed.number() as i32;
+        value.racks = seed.list(|seed| seed.string());
+        value
+    }
+}
+
+impl Sample for g::consumer_group_member_metadata_key::ConsumerGroupMemberMetadataKey<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group_id = seed.string();
+        value.member_id = seed.string();
+        value
+    }
+}
+
+impl Sample for g::consumer_group_member_metadata_value::ConsumerGroupMemberMetadataValue<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.instance_id = seed.maybe(|seed| seed.string());
+        value.rack_id = seed.maybe(|seed| seed.string());
+        value.client_id = seed.string();
+        value.client_host = seed.string();
+        value.subscribed_topic_names = seed.list(|seed| seed.string());
+        value.subscribed_topic_regex = seed.maybe(|seed| seed.string());
+        value.rebalance_timeout_ms = seed.number() as i32;
+        value.server_assignor = seed.maybe(|seed| seed.string());
+        value.classic_member_metadata = seed.maybe(|seed| Sample::sample(seed, version));
+        value
+    }
+}
+
+impl Sample for g::consumer_group_member_metadata_value::ClassicMemberMetadata<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.session_timeout_ms = seed.number() as i32;
+        value.supported_protocols = seed.list(|seed| Sample::sample(seed, version));
+        value
+    }
+}
+
+impl Sample for g::consumer_group_member_metadata_value::ClassicProtocol<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.name = seed.string();
+        value.metadata = seed.bytes();
+        value
+    }
+}
+
+impl Sample
+    for g::consumer_group_target_assignment_metadata_key::ConsumerGroupTargetAssignmentMetadataKey<'static>
+{
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group_id = seed.string();
+        value
+    }
+}
+
+impl Sample
+    for g::consumer_group_target_assignment_metadata_value::ConsumerGroupTargetAssignmentMetadataValue
+{
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.assignment_epoch = seed.number() as i32;
+        value.assignment_timestamp = seed.number();
+        value
+    }
+}
+
+impl Sample
+    for g::consumer_group_target_assignment_member_key::ConsumerGroupTargetAssignmentMemberKey<'static>
+{
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group_id = seed.string();
+        value.member_id = seed.string();
+        value
+    }
+}
+
+impl Sample for g::consumer_group_target_assignment_member_value::ConsumerGroupTargetAssignmentMemberValue {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.topic_partitions = seed.list(|seed| Sample::sample(seed, version));
+        value
+    }
+}
+
+impl Sample for g::consumer_group_target_assignment_member_value::TopicPartition {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.topic_id = seed.uuid();
+        value.partitions = seed.list(|seed| seed.number() as i32);
+        value
+    }
+}
+
+impl Sample
+    for g::consumer_group_current_member_assignment_key::ConsumerGroupCurrentMemberAssignmentKey<'static>
+{
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group_id = seed.string();
+        value.member_id = seed.string();
+        value
+    }
+}
+
+impl Sample for g::consumer_group_current_member_assignment_value::ConsumerGroupCurrentMemberAssignmentValue {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.member_epoch = seed.number() as i32;
+        value.previous_member_epoch = seed.number() as i32;
+        value.state = seed.number() as i8;
+        value.assigned_partitions = seed.list(|seed| Sample::sample(seed, version));
+        value.partitions_pending_revocation = seed.list(|seed| Sample::sample(seed, version));
+        value
+    }
+}
+
+impl Sample for g::consumer_group_current_member_assignment_value::TopicPartitions {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.topic_id = seed.uuid();
+        value.partitions = seed.list(|seed| seed.number() as i32);
+        value.assignment_epochs = seed.maybe(|seed| seed.list(|seed| seed.number() as i32));
+        value
+    }
+}
+
+impl Sample for g::consumer_group_regular_expression_key::ConsumerGroupRegularExpressionKey<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.group_id = seed.string();
+        value.regular_expression = seed.string();
+        value
+    }
+}
+
+impl Sample for g::consumer_group_regular_expression_value::ConsumerGroupRegularExpressionValue<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.topics = seed.list(|seed| seed.string());
+        value.version = seed.number();
+        value.timestamp = seed.number();
+        value
+    }
+}
+
+impl Sample for g::consumer_protocol_assignment::ConsumerProtocolAssignment<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.assigned_partitions = seed.list(|seed| Sample::sample(seed, version));
+        value.user_data = seed.maybe(|seed| seed.bytes());
+        value
+    }
+}
+
+impl Sample for g::consumer_protocol_assignment::TopicPartition<'static> {
+    fn sample(seed: &mut Seed, _version: i16) -> Self {
+        let mut value = Self::default();
+        value.topic = seed.string();
+        value.partitions = seed.list(|seed| seed.number() as i32);
+        value
+    }
+}
+
+impl Sample for g::consumer_protocol_subscription::ConsumerProtocolSubscription<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        value.topics = seed.list(|seed| seed.string());
+        value.user_data = seed.maybe(|seed| seed.bytes());
+        if version >= 1 {
+            value.owned_partitions = seed.list(|seed| Sample::sample(seed, version));
+        }
+        if version >= 2 {
+            value.generation_id = seed.number() as i32;
+        }
+        if version >= 3 {
+            value.rack_id = seed.maybe(|seed| seed.string());
+        }
+        value
+    }
+}
+
+impl Sample for g::consumer_protocol_subscription::TopicPartition<'static> {
+    fn sample(seed: &mut Seed, version: i16) -> Self {
+        let mut value = Self::default();
+        if version >= 1 {
+            value.topic = seed.string();
+        }
+        if version >= 1 {
+            value.partitions = seed.list(|seed| seed.number() as i32);
+        }
+        value
+    }
+}
+
 /// Every message.
 pub(crate) const ROWS: &[Row] = &[
     Row {
@@ -7557,6 +7894,688 @@ pub(crate) const ROWS: &[Row] = &[
                 &m::delete_share_group_offsets_response::DeleteShareGroupOffsetsResponse::default(),
                 version,
             )
+        },
+    },
+    Row {
+        name: "LegacyOffsetCommitKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::legacy_offset_commit_key::LegacyOffsetCommitKey::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again =
+                g::legacy_offset_commit_key::LegacyOffsetCommitKey::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::legacy_offset_commit_key::LegacyOffsetCommitKey::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::legacy_offset_commit_key::LegacyOffsetCommitKey::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| encoded(&g::legacy_offset_commit_key::LegacyOffsetCommitKey::default(), version),
+    },
+    Row {
+        name: "LegacyOffsetCommitValue",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::legacy_offset_commit_value::LegacyOffsetCommitValue::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::legacy_offset_commit_value::LegacyOffsetCommitValue::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::legacy_offset_commit_value::LegacyOffsetCommitValue::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::legacy_offset_commit_value::LegacyOffsetCommitValue::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&g::legacy_offset_commit_value::LegacyOffsetCommitValue::default(), version)
+        },
+    },
+    Row {
+        name: "OffsetCommitKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::offset_commit_key::OffsetCommitKey::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::offset_commit_key::OffsetCommitKey::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::offset_commit_key::OffsetCommitKey::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::offset_commit_key::OffsetCommitKey::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&g::offset_commit_key::OffsetCommitKey::default(), version),
+    },
+    Row {
+        name: "OffsetCommitValue",
+        key: -1,
+        request: false,
+        versions: (0, 4),
+        sample: |seed, version| {
+            let value = g::offset_commit_value::OffsetCommitValue::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::offset_commit_value::OffsetCommitValue::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::offset_commit_value::OffsetCommitValue::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::offset_commit_value::OffsetCommitValue::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&g::offset_commit_value::OffsetCommitValue::default(), version),
+    },
+    Row {
+        name: "GroupMetadataKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::group_metadata_key::GroupMetadataKey::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::group_metadata_key::GroupMetadataKey::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::group_metadata_key::GroupMetadataKey::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::group_metadata_key::GroupMetadataKey::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&g::group_metadata_key::GroupMetadataKey::default(), version),
+    },
+    Row {
+        name: "GroupMetadataValue",
+        key: -1,
+        request: false,
+        versions: (0, 4),
+        sample: |seed, version| {
+            let value = g::group_metadata_value::GroupMetadataValue::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again =
+                g::group_metadata_value::GroupMetadataValue::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::group_metadata_value::GroupMetadataValue::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::group_metadata_value::GroupMetadataValue::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| encoded(&g::group_metadata_value::GroupMetadataValue::default(), version),
+    },
+    Row {
+        name: "ConsumerGroupMetadataKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_metadata_key::ConsumerGroupMetadataKey::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_metadata_key::ConsumerGroupMetadataKey::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value =
+                g::consumer_group_metadata_key::ConsumerGroupMetadataKey::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_metadata_key::ConsumerGroupMetadataKey::decode(&mut Reader::new(bytes), version)
+                .map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_group_metadata_key::ConsumerGroupMetadataKey::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerGroupMetadataValue",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_metadata_value::ConsumerGroupMetadataValue::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_metadata_value::ConsumerGroupMetadataValue::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value =
+                g::consumer_group_metadata_value::ConsumerGroupMetadataValue::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_metadata_value::ConsumerGroupMetadataValue::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_group_metadata_value::ConsumerGroupMetadataValue::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerGroupPartitionMetadataKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_partition_metadata_key::ConsumerGroupPartitionMetadataKey::sample(
+                seed, version,
+            );
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_partition_metadata_key::ConsumerGroupPartitionMetadataKey::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_partition_metadata_key::ConsumerGroupPartitionMetadataKey::decode(
+                &mut reader,
+                version,
+            )?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_partition_metadata_key::ConsumerGroupPartitionMetadataKey::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &g::consumer_group_partition_metadata_key::ConsumerGroupPartitionMetadataKey::default(),
+                version,
+            )
+        },
+    },
+    Row {
+        name: "ConsumerGroupPartitionMetadataValue",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value =
+                g::consumer_group_partition_metadata_value::ConsumerGroupPartitionMetadataValue::sample(
+                    seed, version,
+                );
+            let bytes = encoded(&value, version);
+            let again =
+                g::consumer_group_partition_metadata_value::ConsumerGroupPartitionMetadataValue::decode(
+                    &mut Reader::new(&bytes),
+                    version,
+                );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value =
+                g::consumer_group_partition_metadata_value::ConsumerGroupPartitionMetadataValue::decode(
+                    &mut reader,
+                    version,
+                )?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_partition_metadata_value::ConsumerGroupPartitionMetadataValue::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &g::consumer_group_partition_metadata_value::ConsumerGroupPartitionMetadataValue::default(),
+                version,
+            )
+        },
+    },
+    Row {
+        name: "ConsumerGroupMemberMetadataKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value =
+                g::consumer_group_member_metadata_key::ConsumerGroupMemberMetadataKey::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_member_metadata_key::ConsumerGroupMemberMetadataKey::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_member_metadata_key::ConsumerGroupMemberMetadataKey::decode(
+                &mut reader,
+                version,
+            )?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_member_metadata_key::ConsumerGroupMemberMetadataKey::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &g::consumer_group_member_metadata_key::ConsumerGroupMemberMetadataKey::default(),
+                version,
+            )
+        },
+    },
+    Row {
+        name: "ConsumerGroupMemberMetadataValue",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_member_metadata_value::ConsumerGroupMemberMetadataValue::sample(
+                seed, version,
+            );
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_member_metadata_value::ConsumerGroupMemberMetadataValue::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_member_metadata_value::ConsumerGroupMemberMetadataValue::decode(
+                &mut reader,
+                version,
+            )?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_member_metadata_value::ConsumerGroupMemberMetadataValue::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &g::consumer_group_member_metadata_value::ConsumerGroupMemberMetadataValue::default(),
+                version,
+            )
+        },
+    },
+    Row {
+        name: "ConsumerGroupTargetAssignmentMetadataKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_target_assignment_metadata_key::ConsumerGroupTargetAssignmentMetadataKey::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_target_assignment_metadata_key::ConsumerGroupTargetAssignmentMetadataKey::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_target_assignment_metadata_key::ConsumerGroupTargetAssignmentMetadataKey::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_target_assignment_metadata_key::ConsumerGroupTargetAssignmentMetadataKey::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_group_target_assignment_metadata_key::ConsumerGroupTargetAssignmentMetadataKey::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerGroupTargetAssignmentMetadataValue",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_target_assignment_metadata_value::ConsumerGroupTargetAssignmentMetadataValue::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_target_assignment_metadata_value::ConsumerGroupTargetAssignmentMetadataValue::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_target_assignment_metadata_value::ConsumerGroupTargetAssignmentMetadataValue::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_target_assignment_metadata_value::ConsumerGroupTargetAssignmentMetadataValue::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_group_target_assignment_metadata_value::ConsumerGroupTargetAssignmentMetadataValue::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerGroupTargetAssignmentMemberKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_target_assignment_member_key::ConsumerGroupTargetAssignmentMemberKey::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_target_assignment_member_key::ConsumerGroupTargetAssignmentMemberKey::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_target_assignment_member_key::ConsumerGroupTargetAssignmentMemberKey::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_target_assignment_member_key::ConsumerGroupTargetAssignmentMemberKey::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_group_target_assignment_member_key::ConsumerGroupTargetAssignmentMemberKey::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerGroupTargetAssignmentMemberValue",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_target_assignment_member_value::ConsumerGroupTargetAssignmentMemberValue::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_target_assignment_member_value::ConsumerGroupTargetAssignmentMemberValue::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_target_assignment_member_value::ConsumerGroupTargetAssignmentMemberValue::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_target_assignment_member_value::ConsumerGroupTargetAssignmentMemberValue::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_group_target_assignment_member_value::ConsumerGroupTargetAssignmentMemberValue::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerGroupCurrentMemberAssignmentKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_current_member_assignment_key::ConsumerGroupCurrentMemberAssignmentKey::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_current_member_assignment_key::ConsumerGroupCurrentMemberAssignmentKey::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_current_member_assignment_key::ConsumerGroupCurrentMemberAssignmentKey::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_current_member_assignment_key::ConsumerGroupCurrentMemberAssignmentKey::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_group_current_member_assignment_key::ConsumerGroupCurrentMemberAssignmentKey::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerGroupCurrentMemberAssignmentValue",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_current_member_assignment_value::ConsumerGroupCurrentMemberAssignmentValue::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_current_member_assignment_value::ConsumerGroupCurrentMemberAssignmentValue::decode(&mut Reader::new(&bytes), version);
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_current_member_assignment_value::ConsumerGroupCurrentMemberAssignmentValue::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_current_member_assignment_value::ConsumerGroupCurrentMemberAssignmentValue::decode(&mut Reader::new(bytes), version).map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_group_current_member_assignment_value::ConsumerGroupCurrentMemberAssignmentValue::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerGroupRegularExpressionKey",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value = g::consumer_group_regular_expression_key::ConsumerGroupRegularExpressionKey::sample(
+                seed, version,
+            );
+            let bytes = encoded(&value, version);
+            let again = g::consumer_group_regular_expression_key::ConsumerGroupRegularExpressionKey::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_group_regular_expression_key::ConsumerGroupRegularExpressionKey::decode(
+                &mut reader,
+                version,
+            )?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_regular_expression_key::ConsumerGroupRegularExpressionKey::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &g::consumer_group_regular_expression_key::ConsumerGroupRegularExpressionKey::default(),
+                version,
+            )
+        },
+    },
+    Row {
+        name: "ConsumerGroupRegularExpressionValue",
+        key: -1,
+        request: false,
+        versions: (0, 0),
+        sample: |seed, version| {
+            let value =
+                g::consumer_group_regular_expression_value::ConsumerGroupRegularExpressionValue::sample(
+                    seed, version,
+                );
+            let bytes = encoded(&value, version);
+            let again =
+                g::consumer_group_regular_expression_value::ConsumerGroupRegularExpressionValue::decode(
+                    &mut Reader::new(&bytes),
+                    version,
+                );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value =
+                g::consumer_group_regular_expression_value::ConsumerGroupRegularExpressionValue::decode(
+                    &mut reader,
+                    version,
+                )?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_group_regular_expression_value::ConsumerGroupRegularExpressionValue::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(
+                &g::consumer_group_regular_expression_value::ConsumerGroupRegularExpressionValue::default(),
+                version,
+            )
+        },
+    },
+    Row {
+        name: "ConsumerProtocolAssignment",
+        key: -1,
+        request: false,
+        versions: (0, 3),
+        sample: |seed, version| {
+            let value = g::consumer_protocol_assignment::ConsumerProtocolAssignment::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_protocol_assignment::ConsumerProtocolAssignment::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value =
+                g::consumer_protocol_assignment::ConsumerProtocolAssignment::decode(&mut reader, version)?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_protocol_assignment::ConsumerProtocolAssignment::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_protocol_assignment::ConsumerProtocolAssignment::default(), version)
+        },
+    },
+    Row {
+        name: "ConsumerProtocolSubscription",
+        key: -1,
+        request: false,
+        versions: (0, 3),
+        sample: |seed, version| {
+            let value =
+                g::consumer_protocol_subscription::ConsumerProtocolSubscription::sample(seed, version);
+            let bytes = encoded(&value, version);
+            let again = g::consumer_protocol_subscription::ConsumerProtocolSubscription::decode(
+                &mut Reader::new(&bytes),
+                version,
+            );
+            assert_eq!(again, Ok(value), "version {version}");
+            bytes
+        },
+        recode: |bytes, version| {
+            let mut reader = Reader::new(bytes);
+            let value = g::consumer_protocol_subscription::ConsumerProtocolSubscription::decode(
+                &mut reader,
+                version,
+            )?;
+            reader.finish()?;
+            Ok(encoded(&value, version))
+        },
+        decode: |bytes, version| {
+            g::consumer_protocol_subscription::ConsumerProtocolSubscription::decode(
+                &mut Reader::new(bytes),
+                version,
+            )
+            .map(drop)
+        },
+        default: |version| {
+            encoded(&g::consumer_protocol_subscription::ConsumerProtocolSubscription::default(), version)
         },
     },
 ];

@@ -9,6 +9,7 @@ use flumen_wire::codec::{DecodeError, Encode, Writer};
 /// One message in every version, without its type.
 pub struct Row {
     pub name: &'static str,
+    /// -1 of what belongs to no API.
     pub key: i16,
     pub request: bool,
     pub versions: (i16, i16),

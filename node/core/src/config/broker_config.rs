@@ -1,7 +1,7 @@
 //! The settings of this node as its driver reads them: typed, complete, checked.
 
-use super::LogConfig;
 use super::resolve::{Overrides, Settings, Values};
+use super::{GroupConfig, LogConfig};
 
 /// The settings of this node that something acts on. Times in milliseconds, sizes in bytes; names are the
 /// settings'.
@@ -29,6 +29,8 @@ pub struct BrokerConfig {
     pub socket_request_max_bytes: u32,
     /// `None`: left to the kernel.
     pub socket_send_buffer_bytes: Option<u32>,
+    /// Groups and committed offsets.
+    pub group: GroupConfig,
     /// What topics without settings of their own get.
     pub log: LogConfig,
 }
@@ -62,6 +64,7 @@ impl BrokerConfig {
             socket_receive_buffer_bytes: kernel("socket.receive.buffer.bytes"),
             socket_request_max_bytes: values.count("socket.request.max.bytes"),
             socket_send_buffer_bytes: kernel("socket.send.buffer.bytes"),
+            group: GroupConfig::read(values),
             log: values.log_config(&Overrides::new()),
         }
     }

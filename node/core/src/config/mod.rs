@@ -17,6 +17,7 @@
 
 mod broker;
 mod broker_config;
+mod group_config;
 mod log_config;
 mod near;
 mod resolve;
@@ -28,6 +29,7 @@ use std::fmt;
 
 pub use broker::BROKER_SETTINGS;
 pub use broker_config::BrokerConfig;
+pub use group_config::GroupConfig;
 pub use log_config::{CleanupPolicy, CompressionType, LogConfig, TimestampType};
 pub use resolve::{ConfigSource, Described, Overrides, Settings, StaticSettings, Synonym};
 pub use setting::{Bounds, Kind, Setting, Update, list_items};

@@ -1,8 +1,9 @@
 //! Kafka's message definitions: where they come from, and what of them the generator understands.
 //!
-//! They are JSON with comments, one file per message, inside the jar of Kafka's Java client. The jar is taken from the
-//! local Maven repository, and fetched into it by Maven when it is not there. Anything in a definition that this
-//! does not know ends the generation: a key that is passed over would be a message that is wrong.
+//! They are JSON with comments, one file per message, inside the jars of Kafka's Java client and of its group
+//! coordinator. The jars are taken from the local Maven repository, and fetched into it by Maven when they are not
+//! there. Anything in a definition that this does not know ends the generation: a key that is passed over would be a
+//! message that is wrong.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -52,17 +53,24 @@ impl Versions {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Request,
     Response,
+    /// Key of a record of a coordinator's log.
+    RecordKey,
+    /// Value of such a record.
+    RecordValue,
+    /// What members of a group tell each other.
+    Data,
 }
 
-/// One request or response.
+/// One message.
 #[derive(Debug)]
 pub(crate) struct Message {
     /// Such as `FetchRequest`.
     pub(crate) name: String,
+    /// Of the API, or the type of the record; -1 of what is neither.
     pub(crate) key: i16,
     pub(crate) kind: Kind,
     pub(crate) versions: Versions,
@@ -109,6 +117,11 @@ pub(crate) enum Type {
 }
 
 impl Message {
+    /// Whether it is the body of a request or a response.
+    pub(crate) fn is_of_an_api(&self) -> bool {
+        matches!(self.kind, Kind::Request | Kind::Response)
+    }
+
     /// Name of the Rust module.
     pub(crate) fn module(&self) -> String {
         snake_case(&self.name)
@@ -216,7 +229,30 @@ pub(crate) fn snake_case(name: &str) -> String {
 
 /// Reads the definitions of these APIs, sorted by key, a request before its response.
 pub(crate) fn load(keys: &[i16]) -> Result<Vec<Message>, String> {
-    let path = jar()?;
+    let wanted = |kind, key, _: &str| matches!(kind, Kind::Request | Kind::Response) && keys.contains(&key);
+    let messages = load_from("kafka-clients", wanted)?;
+    if messages.len() != 2 * keys.len() {
+        return Err(format!("{} messages of {} APIs", messages.len(), keys.len()));
+    }
+    Ok(messages)
+}
+
+/// Reads the definitions of these types of records in the log of group coordinators, a key before its value, and then
+/// those of the data that members tell each other.
+pub(crate) fn load_group(record_types: &[i16], data: &[&str]) -> Result<Vec<Message>, String> {
+    let mut messages = load_from("kafka-group-coordinator", |kind, key, _| {
+        matches!(kind, Kind::RecordKey | Kind::RecordValue) && record_types.contains(&key)
+    })?;
+    messages.extend(load_from("kafka-clients", |kind, _, name| kind == Kind::Data && data.contains(&name))?);
+    if messages.len() != 2 * record_types.len() + data.len() {
+        return Err(format!("{} messages of {} types of records", messages.len(), record_types.len()));
+    }
+    Ok(messages)
+}
+
+/// Reads the definitions of one jar that are wanted, by kind, key and name.
+fn load_from(artifact: &str, wanted: impl Fn(Kind, i16, &str) -> bool) -> Result<Vec<Message>, String> {
+    let path = jar(artifact)?;
     let name = path.display();
     let file = File::open(&path).map_err(|error| format!("{name}: {error}"))?;
     let mut archive = zip::ZipArchive::new(file).map_err(|error| format!("{name}: {error}"))?;
@@ -229,25 +265,22 @@ pub(crate) fn load(keys: &[i16]) -> Result<Vec<Message>, String> {
         }
         let mut text = String::new();
         entry.read_to_string(&mut text).map_err(|error| format!("{entry_name}: {error}"))?;
-        let message = parse(&text, keys).map_err(|reason| format!("{entry_name}: {reason}"))?;
+        let message = parse(&text, &wanted).map_err(|reason| format!("{entry_name}: {reason}"))?;
         messages.extend(message);
     }
-    messages.sort_by_key(|message| (message.key, message.kind == Kind::Response));
-    if messages.len() != 2 * keys.len() {
-        return Err(format!("{name}: {} messages of {} APIs", messages.len(), keys.len()));
-    }
+    messages.sort_by(|a, b| (a.key, a.kind, &a.name).cmp(&(b.key, b.kind, &b.name)));
     Ok(messages)
 }
 
-/// The jar in the local Maven repository, fetched by Maven when it is not there.
-fn jar() -> Result<PathBuf, String> {
+/// A jar in the local Maven repository, fetched by Maven when it is not there.
+fn jar(artifact: &str) -> Result<PathBuf, String> {
     let home = std::env::home_dir().ok_or("the home folder is not known")?;
-    let name = format!("org/apache/kafka/kafka-clients/{KAFKA_VERSION}/kafka-clients-{KAFKA_VERSION}.jar");
+    let name = format!("org/apache/kafka/{artifact}/{KAFKA_VERSION}/{artifact}-{KAFKA_VERSION}.jar");
     let path = home.join(".m2/repository").join(name);
     if path.exists() {
         return Ok(path);
     }
-    let artifact = format!("-Dartifact=org.apache.kafka:kafka-clients:{KAFKA_VERSION}");
+    let artifact = format!("-Dartifact=org.apache.kafka:{artifact}:{KAFKA_VERSION}");
     let output = Command::new("mvn")
         .args(["-q", "-B", "dependency:get", &artifact, "-Dtransitive=false"])
         .output()
@@ -259,40 +292,40 @@ fn jar() -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// Parses one definition; none when it is not a message of these APIs.
-fn parse(text: &str, keys: &[i16]) -> Result<Option<Message>, String> {
+/// Parses one definition; none when it is not wanted.
+fn parse(text: &str, wanted: impl Fn(Kind, i16, &str) -> bool) -> Result<Option<Message>, String> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let value: Value = serde_json::from_str(&lines.join("\n")).map_err(|error| error.to_string())?;
     let object = value.as_object().ok_or("not an object")?;
     let kind = match string(object, "type")? {
         "request" => Kind::Request,
         "response" => Kind::Response,
+        "coordinator-key" => Kind::RecordKey,
+        "coordinator-value" => Kind::RecordValue,
+        "data" => Kind::Data,
         _ => return Ok(None),
     };
-    let Some(key) = object.get("apiKey").and_then(Value::as_i64).and_then(|key| i16::try_from(key).ok())
-    else {
-        return Ok(None);
-    };
-    if !keys.contains(&key) {
+    let key = object.get("apiKey").and_then(Value::as_i64).map_or(Ok(-1), i16::try_from);
+    let key = key.map_err(|error| error.to_string())?;
+    let name = string(object, "name")?.to_owned();
+    if !wanted(kind, key, &name) {
         return Ok(None);
     }
     let known = "apiKey type name listeners validVersions flexibleVersions latestVersionUnstable fields commonStructs";
     refuse_unknown(object, known)?;
     let versions = Versions::parse(string(object, "validVersions")?)?;
     let flexible = Versions::parse(string(object, "flexibleVersions")?)?.and(versions);
-    let name = string(object, "name")?.to_owned();
-    let mut structs = Vec::new();
+    let mut message = Message { name, key, kind, versions, flexible, structs: Vec::new() };
     let fields = object.get("fields").ok_or("no fields")?;
-    parse_struct(&name, fields, versions, &mut structs)?;
+    parse_struct(&message.name, fields, versions, &mut message.structs)?;
     if let Some(shared) = object.get("commonStructs") {
         for shared in shared.as_array().ok_or("commonStructs is not an array")? {
             let shared = shared.as_object().ok_or("a common structure is not an object")?;
             let within = Versions::parse(string(shared, "versions")?)?.and(versions);
             let fields = shared.get("fields").ok_or("no fields")?;
-            parse_struct(string(shared, "name")?, fields, within, &mut structs)?;
+            parse_struct(string(shared, "name")?, fields, within, &mut message.structs)?;
         }
     }
-    let mut message = Message { name, key, kind, versions, flexible, structs };
     settle_records(&mut message);
     check(&message)?;
     Ok(Some(message))
@@ -400,6 +433,9 @@ fn check(message: &Message) -> Result<(), String> {
         for field in &structure.fields {
             if field.tag.is_some() && field.versions.and(message.flexible) != field.versions {
                 return Err(format!("{} is tagged in a version that has no tags", field.name));
+            }
+            if field.rust_name() == "version" && message.versions.first < message.versions.last {
+                return Err(format!("{} hides the version, which other fields depend on", field.name));
             }
             if let Type::Array(element) = &field.ty
                 && message.min_size(element, field.versions) == 0

@@ -9,14 +9,21 @@ use super::{condition, mentions};
 
 /// The whole file of one message, without its header.
 pub(crate) fn message(message: &Message) -> String {
-    let kind = if message.kind == Kind::Request { "request" } else { "response" };
     let (first, last) = (message.versions.first, message.versions.last);
-    let mut out = format!(
-        "//! `{}`: the {kind} of API key {}, versions {first} to {last}.\n\n",
-        message.name, message.key
-    );
+    let what = match message.kind {
+        Kind::Request => format!("the request of API key {}", message.key),
+        Kind::Response => format!("the response of API key {}", message.key),
+        Kind::RecordKey => format!("the key of records of type {}", message.key),
+        Kind::RecordValue => format!("the value of records of type {}", message.key),
+        Kind::Data => "what members of a group tell each other".to_owned(),
+    };
+    let mut out = if first == last {
+        format!("//! `{}`: {what}, version {first}.\n\n", message.name)
+    } else {
+        format!("//! `{}`: {what}, versions {first} to {last}.\n\n", message.name)
+    };
     let body: String = message.structs.iter().map(|structure| emit_struct(message, structure)).collect();
-    let mut names = vec!["Decode", "DecodeError", "Encode", "Message", "Reader"];
+    let mut names = vec!["Decode", "DecodeError", "Encode", contract(message), "Reader"];
     if body.contains("Counter::") {
         names.push("Counter");
     }
@@ -25,8 +32,18 @@ pub(crate) fn message(message: &Message) -> String {
     }
     names.push("Sink");
     names.sort_unstable();
-    let _ = writeln!(out, "use crate::codec::{{{}}};\nuse crate::messages::ApiKey;\n", names.join(", "));
+    let _ = writeln!(out, "use crate::codec::{{{}}};", names.join(", "));
+    out.push_str(if message.is_of_an_api() { "use crate::messages::ApiKey;\n\n" } else { "\n" });
     out + &body
+}
+
+/// The trait that says what the message is.
+fn contract(message: &Message) -> &'static str {
+    match message.kind {
+        Kind::Request | Kind::Response => "Message",
+        Kind::RecordKey => "RecordKey",
+        Kind::RecordValue | Kind::Data => "Versioned",
+    }
 }
 
 fn emit_struct(message: &Message, structure: &Struct) -> String {
@@ -36,7 +53,8 @@ fn emit_struct(message: &Message, structure: &Struct) -> String {
     let derived = structure.fields.iter().all(|field| field_default(field) == "Default::default()");
     let derives = if derived { "Clone, Debug, Default, PartialEq" } else { "Clone, Debug, PartialEq" };
     if is_root {
-        let _ = writeln!(out, "/// The body of a `{}`.", structure.name);
+        let body = if message.is_of_an_api() { "The body of a " } else { "" };
+        let _ = writeln!(out, "/// {body}`{}`.", structure.name);
     } else {
         let _ = writeln!(out, "/// `{}`, a part of [`{}`].", structure.name, message.name);
     }
@@ -56,13 +74,17 @@ fn emit_struct(message: &Message, structure: &Struct) -> String {
     }
     if is_root {
         let anonymous = anonymous_name(message, &structure.name);
-        let api = api_name(message);
+        let contract = contract(message);
         let Versions { first, last } = message.versions;
-        let _ = writeln!(
-            out,
-            "impl Message for {anonymous} {{\nconst KEY: ApiKey = ApiKey::{api};\n\
-             const MIN_VERSION: i16 = {first};\nconst MAX_VERSION: i16 = {last};\n}}\n"
-        );
+        let versions = format!("const MIN_VERSION: i16 = {first};\nconst MAX_VERSION: i16 = {last};\n");
+        let constants = match message.kind {
+            Kind::Request | Kind::Response => {
+                format!("const KEY: ApiKey = ApiKey::{};\n{versions}", api_name(message))
+            }
+            Kind::RecordKey => format!("const TYPE: i16 = {};\n", message.key),
+            Kind::RecordValue | Kind::Data => versions,
+        };
+        let _ = writeln!(out, "impl {contract} for {anonymous} {{\n{constants}}}\n");
     }
     emit_decode(message, structure, is_root, &mut out);
     emit_encode(message, structure, is_root, &mut out);
@@ -211,15 +233,27 @@ fn emit_decode(message: &Message, structure: &Struct, is_root: bool, out: &mut S
     let _ =
         writeln!(out, "fn decode({reader}: &mut Reader<'a>, {version}: i16) -> Result<Self, DecodeError> {{");
     if is_root {
-        let _ = writeln!(
-            out,
-            "if !({}..={}).contains(&version) {{ return Err(DecodeError::UnsupportedVersion); }}",
-            message.versions.first, message.versions.last
-        );
+        let outside = outside(message.versions);
+        let _ = writeln!(out, "if {outside} {{ return Err(DecodeError::UnsupportedVersion); }}");
     }
     out.push_str(&flexible_binding(message, &body));
     out.push_str(&body);
     out.push_str("}\n}\n\n");
+}
+
+/// An expression that tells whether a version is one of these.
+fn inside(versions: Versions) -> String {
+    match versions {
+        Versions { first, last } if first == last => format!("version == {first}"),
+        Versions { first, last } => format!("({first}..={last}).contains(&version)"),
+    }
+}
+
+fn outside(versions: Versions) -> String {
+    match versions {
+        Versions { first, last } if first == last => format!("version != {first}"),
+        versions => format!("!{}", inside(versions)),
+    }
 }
 
 /// `name`, or `_name` if the body does not mention it.
@@ -354,12 +388,8 @@ fn emit_encode(message: &Message, structure: &Struct, is_root: bool, out: &mut S
     let sink = parameter("sink", &body, false);
     let _ = writeln!(out, "fn write<S: Sink>(&self, {sink}: &mut S, {version}: i16) {{");
     if is_root {
-        let Versions { first, last } = message.versions;
-        let _ = writeln!(
-            out,
-            "assert!(({first}..={last}).contains(&version), \"{} has no version {{version}}\");",
-            message.name
-        );
+        let inside = inside(message.versions);
+        let _ = writeln!(out, "assert!({inside}, \"{} has no version {{version}}\");", message.name);
     }
     out.push_str(&flexible_binding(message, &body));
     out.push_str(&body);

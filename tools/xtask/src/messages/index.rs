@@ -5,6 +5,20 @@ use std::fmt::Write;
 use super::definitions::{KAFKA_VERSION, Kind, Message};
 use super::emit;
 
+/// The file `mod.rs` beside what coordinators and members of groups write, without its header.
+pub(crate) fn group_modules(messages: &[Message]) -> String {
+    let mut out = format!(
+        "//! What group coordinators keep in the records of `__consumer_offsets`, and what members of a group tell \
+         each other\n//! in the bytes that JoinGroup and SyncGroup carry.\n//!\n\
+         //! Generated from the message definitions of Apache Kafka {KAFKA_VERSION}. How their bytes begin says \n\
+         //! [`RecordKey`](crate::codec::RecordKey) and [`Versioned`](crate::codec::Versioned).\n\n"
+    );
+    for message in messages {
+        let _ = writeln!(out, "pub mod {};", message.module());
+    }
+    out
+}
+
 /// The file `mod.rs` beside the messages, without its header.
 pub(crate) fn modules(messages: &[Message]) -> String {
     let mut out = format!(

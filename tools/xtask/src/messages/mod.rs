@@ -1,6 +1,6 @@
 //! Generates the codec of the Kafka protocol from Kafka's own message definitions.
 //!
-//! `definitions` gets them (they are in the jar of Kafka's Java client) and checks them; `emit` writes the Rust of one
+//! `definitions` gets them (they are in the jars of Kafka's Java client and group coordinator) and checks them; `emit` writes the Rust of one
 //! message; `index` the table of APIs; `samples` what the tests of `wire` need to make messages at random and to
 //! hand them to an independent codec.
 
@@ -21,19 +21,32 @@ const API_KEYS: &[i16] = &[
     78, 79, 88, 89, 90, 91, 92,
 ];
 
+/// The types of records of group coordinators of which code is generated: those of offsets, classic groups and consumer
+/// groups.
+const RECORD_TYPES: &[i16] = &[0, 1, 2, 3, 4, 5, 6, 7, 8, 16];
+
+/// What members of a group tell each other.
+const DATA: &[&str] = &["ConsumerProtocolAssignment", "ConsumerProtocolSubscription"];
+
 /// Generates every file, formatted.
 pub(crate) fn generate() -> Result<Folders, String> {
-    let messages = definitions::load(API_KEYS)?;
-    let mut sources = BTreeMap::new();
-    for message in &messages {
-        sources.insert(format!("{}.rs", message.module()), emit::message(message));
-    }
+    let mut messages = definitions::load(API_KEYS)?;
+    let group = definitions::load_group(RECORD_TYPES, DATA)?;
+    let mut sources = files(&messages);
     sources.insert("mod.rs".to_owned(), index::modules(&messages));
+    let mut group_sources = files(&group);
+    group_sources.insert("mod.rs".to_owned(), index::group_modules(&group));
+    messages.extend(group);
     let mut samples = BTreeMap::new();
     samples.insert("samples.rs".to_owned(), samples::samples(&messages));
     samples.insert("oracle.rs".to_owned(), samples::oracle(&messages));
     let mut folders = Folders::new();
-    for (folder, files) in [("wire/src/messages", sources), ("wire/tests/generated", samples)] {
+    let made = [
+        ("wire/src/messages", sources),
+        ("wire/src/group", group_sources),
+        ("wire/tests/generated", samples),
+    ];
+    for (folder, files) in made {
         let mut formatted = BTreeMap::new();
         for (name, source) in files {
             let source =
@@ -43,6 +56,11 @@ pub(crate) fn generate() -> Result<Folders, String> {
         folders.insert(folder, formatted);
     }
     Ok(folders)
+}
+
+/// The file of each message.
+fn files(messages: &[Message]) -> BTreeMap<String, String> {
+    messages.iter().map(|message| (format!("{}.rs", message.module()), emit::message(message))).collect()
 }
 
 /// Which of a message's versions something holds for, as a Rust expression over `version`; none when it is for all.

@@ -13,7 +13,7 @@ pub(crate) fn samples(messages: &[Message]) -> String {
         "//! Messages at random, for tests: in every version, with the fields that the version has.\n\n\
                    // One statement per field reads as the definition does.\n\
                    #![allow(clippy::field_reassign_with_default)]\n\n\
-                   use flumen_wire::codec::{Decode, Reader};\nuse flumen_wire::messages as m;\n\
+                   use flumen_wire::codec::{Decode, Reader};\nuse flumen_wire::{group as g, messages as m};\n\
                    use flumen_wire::codec::Records;\n\nuse crate::seed::{Row, Sample, Seed, encoded};\n\n"
             .to_owned();
     for message in messages {
@@ -27,18 +27,21 @@ pub(crate) fn samples(messages: &[Message]) -> String {
                     None => writeln!(body, "{set}"),
                 };
             }
-            let version = if mentions(&body, "version") { "version" } else { "_version" };
+            // Not as the name of a field.
+            let asked = body.replace(".version =", "");
+            let version = if mentions(&asked, "version") { "version" } else { "_version" };
             let _ = writeln!(
                 out,
-                "impl Sample for m::{}::{name} {{\nfn sample(seed: &mut Seed, {version}: i16) -> Self {{\n\
+                "impl Sample for {}::{name} {{\nfn sample(seed: &mut Seed, {version}: i16) -> Self {{\n\
                  let mut value = Self::default();\n{body}value\n}}\n}}\n",
-                message.module()
+                path(message)
             );
         }
     }
     out.push_str("/// Every message.\npub(crate) const ROWS: &[Row] = &[\n");
     for message in messages {
-        let ty = format!("m::{}::{}", message.module(), message.name);
+        let ty = format!("{}::{}", path(message), message.name);
+        let key = if message.is_of_an_api() { message.key } else { -1 };
         let (first, last) = (message.versions.first, message.versions.last);
         let _ = writeln!(
             out,
@@ -53,12 +56,18 @@ pub(crate) fn samples(messages: &[Message]) -> String {
              decode: |bytes, version| {ty}::decode(&mut Reader::new(bytes), version).map(drop),\n\
              default: |version| encoded(&{ty}::default(), version),\n}},",
             message.name,
-            message.key,
+            key,
             message.kind == Kind::Request,
         );
     }
     out.push_str("];\n");
     out
+}
+
+/// The module of a message, by the short names of the generated file.
+fn path(message: &Message) -> String {
+    let folder = if message.is_of_an_api() { "m" } else { "g" };
+    format!("{folder}::{}", message.module())
 }
 
 fn sample_field(message: &Message, field: &Field) -> String {
@@ -102,7 +111,12 @@ pub(crate) fn oracle(messages: &[Message]) -> String {
                    use crate::Oracle;\n\n/// Each message's name, and the independent codec of it.\n\
                    pub(crate) const ORACLES: &[(&str, Oracle)] = &[\n"
             .to_owned();
-    for message in messages.iter().filter(|message| !NOT_IN_ORACLE.contains(&message.key)) {
+    let is_known = |message: &&Message| {
+        // Records of coordinators are not part of a client's protocol.
+        matches!(message.kind, Kind::Request | Kind::Response | Kind::Data)
+            && !NOT_IN_ORACLE.contains(&message.key)
+    };
+    for message in messages.iter().filter(is_known) {
         let _ = writeln!(out, "({0:?}, Oracle::of::<theirs::{0}>()),", message.name);
     }
     out.push_str("];\n");

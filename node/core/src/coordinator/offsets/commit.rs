@@ -1,0 +1,117 @@
+//! OffsetCommit: whether a group's commit is taken, and the records that it becomes.
+
+use std::sync::Arc;
+
+use flumen_wire::ErrorCode;
+use flumen_wire::group::offset_commit_key::OffsetCommitKey;
+use flumen_wire::messages::offset_commit_request::{OffsetCommitRequest, OffsetCommitRequestTopic};
+
+use super::{Committed, NO_TIME};
+use crate::coordinator::answer::Answer;
+use crate::coordinator::groups::Group;
+use crate::coordinator::record::Record;
+use crate::coordinator::{Caller, Context, Coordinator};
+use crate::limits::{GROUPS_PER_COORDINATOR_MAX, OFFSETS_PER_COORDINATOR_MAX};
+use crate::metadata::Topic;
+use crate::types::TopicId;
+
+/// The first version that names topics by id (KIP-848).
+const TOPIC_ID_VERSION: i16 = 10;
+/// The first version whose clients know GROUP_ID_NOT_FOUND.
+const GROUP_ID_NOT_FOUND_VERSION: i16 = 9;
+
+impl Coordinator {
+    pub(in crate::coordinator) fn commit_offsets(
+        &mut self,
+        cx: &Context<'_>,
+        caller: &Caller<'_>,
+        request: &OffsetCommitRequest<'_>,
+    ) -> Answer {
+        if let Err(refusal) = self.check_commit(cx, caller, request) {
+            return Answer::Failed(refusal);
+        }
+        let room = OFFSETS_PER_COORDINATOR_MAX.saturating_sub(self.offsets.len());
+        let mut records = Vec::new();
+        let mut codes = Vec::new();
+        for topic in &request.topics {
+            let known = known_topic(cx, topic, caller.version);
+            for partition in &topic.partitions {
+                let index = partition.partition_index;
+                let metadata = partition.committed_metadata.unwrap_or("");
+                let Some(known) = known else {
+                    codes.push(if caller.version >= TOPIC_ID_VERSION {
+                        ErrorCode::UnknownTopicId
+                    } else {
+                        ErrorCode::UnknownTopicOrPartition
+                    });
+                    continue;
+                };
+                if known.partition(index).is_none() {
+                    codes.push(ErrorCode::UnknownTopicOrPartition);
+                } else if metadata.len() > cx.config.offset_metadata_bytes_max as usize {
+                    codes.push(ErrorCode::OffsetMetadataTooLarge);
+                } else if records.len() >= room
+                    && self.offsets.get(request.group_id, &known.name, index).is_none()
+                {
+                    codes.push(ErrorCode::InvalidCommitOffsetSize);
+                } else {
+                    let committed = Committed {
+                        offset: partition.committed_offset,
+                        leader_epoch: partition.committed_leader_epoch,
+                        metadata: metadata.into(),
+                        commit_timestamp: cx.now_ms,
+                        expire_timestamp: expire_timestamp(cx, request.retention_time_ms),
+                        topic_id: known.id,
+                    };
+                    records.push(record(&committed, request.group_id, &known.name, index));
+                    codes.push(ErrorCode::None);
+                }
+            }
+        }
+        self.write_all(records);
+        Answer::Committed(codes)
+    }
+
+    fn check_commit(
+        &mut self,
+        cx: &Context<'_>,
+        caller: &Caller<'_>,
+        request: &OffsetCommitRequest<'_>,
+    ) -> Result<(), ErrorCode> {
+        let (member_id, epoch) = (request.member_id, request.generation_id_or_member_epoch);
+        match self.groups.get(request.group_id) {
+            // Whoever commits without being a member needs no group; the first offset makes it.
+            None if epoch < 0 && self.groups.len() >= GROUPS_PER_COORDINATOR_MAX => {
+                Err(ErrorCode::CoordinatorNotAvailable)
+            }
+            None if epoch < 0 => Ok(()),
+            None if caller.version >= GROUP_ID_NOT_FOUND_VERSION => Err(ErrorCode::GroupIdNotFound),
+            None => Err(ErrorCode::IllegalGeneration),
+            Some(Group::Consumer(group)) => group.check_commit(member_id, epoch, caller.version),
+            Some(Group::Classic(_)) => {
+                self.check_classic_commit(cx, request.group_id, member_id, request.group_instance_id, epoch)
+            }
+        }
+    }
+}
+
+fn known_topic<'a>(
+    cx: &Context<'a>,
+    topic: &OffsetCommitRequestTopic<'_>,
+    version: i16,
+) -> Option<&'a Arc<Topic>> {
+    if version >= TOPIC_ID_VERSION {
+        cx.image.topic_by_id(TopicId(topic.topic_id))
+    } else {
+        cx.image.topic(topic.name)
+    }
+}
+
+/// A client of old may say for how long its offsets are to be kept.
+fn expire_timestamp(cx: &Context<'_>, retention_time_ms: i64) -> i64 {
+    if retention_time_ms < 0 { NO_TIME } else { cx.now_ms.saturating_add(retention_time_ms) }
+}
+
+fn record(committed: &Committed, group: &str, topic: &str, partition: i32) -> Record {
+    committed.record(&OffsetCommitKey { group, topic, partition })
+}

@@ -1,0 +1,157 @@
+//! Deadlines of groups and members: soft state, lost at a reload and made anew from what was loaded.
+//!
+//! Putting a deadline off, which every heartbeat does, writes one number. The queue keeps the old time; when that
+//! comes, the deadline is put in again with the time that it has by then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a deadline is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// A classic group: its join phase ends, whoever has not come.
+    Join,
+    /// A classic group: members that have not asked for their assignment by now are removed.
+    Sync,
+    /// A member of a classic group (also one that only was given an id) was silent for too long.
+    Session(Arc<str>),
+    /// A member of a consumer group was silent for too long.
+    ConsumerSession(Arc<str>),
+    /// A member of a consumer group has not given up partitions in time.
+    ConsumerRebalance(Arc<str>),
+}
+
+/// A deadline's identity: at most one of a kind for each group and member.
+type Key = (Arc<str>, Timer);
+
+/// Deadlines on the monotonic clock.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    /// When each is due.
+    due: BTreeMap<Key, Duration>,
+    /// Each once, at the time that it had when it was put in; never later than when it is due.
+    queue: BTreeSet<(Duration, Key)>,
+    /// The time in the queue, where it is not that of `due`.
+    queued: BTreeMap<Key, Duration>,
+}
+
+impl Timers {
+    /// Sets a deadline, in place of the one that there was.
+    pub(super) fn set(&mut self, group: &Arc<str>, timer: Timer, at: Duration) {
+        let key = (Arc::clone(group), timer);
+        match self.due.insert(key.clone(), at) {
+            None => drop(self.queue.insert((at, key))),
+            Some(before) => {
+                let queued = self.queued.get(&key).copied().unwrap_or(before);
+                if queued <= at {
+                    self.queued.insert(key, queued);
+                } else {
+                    self.queued.remove(&key);
+                    self.queue.remove(&(queued, key.clone()));
+                    self.queue.insert((at, key));
+                }
+            }
+        }
+    }
+
+    /// Takes a deadline back, if there is one.
+    pub(super) fn cancel(&mut self, group: &Arc<str>, timer: Timer) {
+        let key = (Arc::clone(group), timer);
+        if let Some(due) = self.due.remove(&key) {
+            let queued = self.queued.remove(&key).unwrap_or(due);
+            self.queue.remove(&(queued, key));
+        }
+    }
+
+    /// Whether a deadline is set.
+    #[cfg(test)]
+    pub(super) fn is_set(&self, group: &Arc<str>, timer: Timer) -> bool {
+        self.due.contains_key(&(Arc::clone(group), timer))
+    }
+
+    /// Takes back all of a group that is gone.
+    pub(super) fn cancel_group(&mut self, group: &Arc<str>) {
+        let from = (Arc::clone(group), Timer::Join);
+        let of_group = self.due.range(from..).map(|(key, _)| key).take_while(|key| key.0 == *group);
+        for (group, timer) in of_group.cloned().collect::<Vec<_>>() {
+            self.cancel(&group, timer);
+        }
+    }
+
+    /// When to look again at the latest; `None`: never.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        self.queue.first().map(|(at, _)| *at)
+    }
+
+    /// Takes out the next deadline that has passed.
+    pub(super) fn pop(&mut self, now: Duration) -> Option<Key> {
+        while let Some((at, _)) = self.queue.first()
+            && *at <= now
+        {
+            let (_, key) = self.queue.pop_first()?;
+            self.queued.remove(&key);
+            let due = self.due[&key];
+            if due <= now {
+                self.due.remove(&key);
+                return Some(key);
+            }
+            self.queue.insert((due, key));
+        }
+        None
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.due.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_come_in_order_and_once() {
+        let mut timers = Timers::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let at = Duration::from_secs;
+        timers.set(&a, Timer::Join, at(5));
+        timers.set(&b, Timer::Join, at(3));
+        timers.set(&a, Timer::Session("m".into()), at(4));
+        assert_eq!(timers.next_deadline(), Some(at(3)));
+        assert_eq!(timers.pop(at(2)), None);
+        // Put off, brought forward, and both.
+        timers.set(&b, Timer::Join, at(9));
+        timers.set(&a, Timer::Join, at(1));
+        timers.set(&b, Timer::Join, at(8));
+        timers.set(&b, Timer::Join, at(7));
+        assert_eq!(timers.pop(at(4)), Some((Arc::clone(&a), Timer::Join)));
+        assert_eq!(timers.pop(at(4)), Some((Arc::clone(&a), Timer::Session("m".into()))));
+        assert_eq!(timers.pop(at(4)), None);
+        assert_eq!(timers.next_deadline(), Some(at(7)));
+        timers.set(&b, Timer::Join, at(2));
+        assert_eq!(timers.pop(at(4)), Some((b, Timer::Join)));
+        assert_eq!((timers.pop(at(100)), timers.len()), (None, 0));
+    }
+
+    #[test]
+    fn what_is_cancelled_does_not_come() {
+        let mut timers = Timers::default();
+        let group: Arc<str> = "g".into();
+        for (member, after) in [("x", 1), ("y", 2), ("z", 3)] {
+            timers.set(&group, Timer::Session(member.into()), Duration::from_secs(after));
+        }
+        timers.set(&"h".into(), Timer::Sync, Duration::from_secs(9));
+        timers.set(&group, Timer::Session("x".into()), Duration::from_secs(7));
+        timers.cancel(&group, Timer::Session("x".into()));
+        timers.cancel(&group, Timer::Join);
+        timers.cancel_group(&group);
+        assert_eq!(timers.pop(Duration::from_secs(10)), Some(("h".into(), Timer::Sync)));
+        assert_eq!(
+            (timers.pop(Duration::from_secs(10)), timers.queue.len(), timers.queued.len()),
+            (None, 0, 0)
+        );
+    }
+}

@@ -1,0 +1,36 @@
+//! What the handlers of groups have in common: who asks, and the refusal of a coordinator.
+
+use flumen_core::coordinator::{Answer, Caller};
+use flumen_wire::ErrorCode;
+
+use super::Request;
+
+/// Who asks, on its way to the coordinator's shard.
+pub(super) struct Who {
+    client_id: String,
+    client_host: String,
+    version: i16,
+}
+
+impl Who {
+    pub(super) fn of(request: &Request) -> Who {
+        Who {
+            client_id: request.client_id().to_owned(),
+            // As Kafka shows it: Java prints an address that was not looked up behind a slash.
+            client_host: format!("/{}", request.connection.peer.ip().to_canonical()),
+            version: request.version,
+        }
+    }
+
+    pub(super) fn caller(&self) -> Caller<'_> {
+        Caller { client_id: &self.client_id, client_host: &self.client_host, version: self.version }
+    }
+}
+
+/// The code of an answer that has nothing else to say.
+pub(super) fn code(answer: &Answer) -> ErrorCode {
+    match answer {
+        Answer::Failed(code) => *code,
+        other => unreachable!("an answer of another kind: {other:?}"),
+    }
+}
