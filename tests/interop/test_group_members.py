@@ -203,7 +203,8 @@ def lives(peer, request):
 
         with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
             outcomes = dict(zip(asked, pool.map(one, asked)))
-        assert broker.running(), f"the broker ended\n{broker.log_tail()}"
+            # Now: what was started by a thread ends with it.
+            assert broker.running(), f"the broker ended\n{broker.log_tail()}"
         yield outcomes
 
 
