@@ -66,7 +66,7 @@ pub(crate) async fn open(facts: &NodeFacts, listening: SocketAddr) -> Result<Ope
     let (mut log, mut image) =
         MetadataLog::recover(disk.clone(), incarnation.0, snapshot_bytes, random_uuid).await.map_err(text)?;
 
-    let bootstrap = controller(facts, &image).bootstrap(identity.cluster_id, FEATURES_AT_START);
+    let bootstrap = controller(facts, &image).bootstrap(identity.cluster_id, &FEATURES_AT_START);
     write(&mut log, &mut image, bootstrap).await?;
     let registration = registration(facts, folder, listening);
     let registered = controller(facts, &image)
@@ -99,8 +99,16 @@ pub(crate) async fn open(facts: &NodeFacts, listening: SocketAddr) -> Result<Ope
     })
 }
 
-/// Features that a new cluster begins with.
-const FEATURES_AT_START: &[(&str, i16)] = &[("metadata.version", FEATURES[0].2)];
+/// Features that a cluster has from its first start with this release on.
+const FEATURES_AT_START: [(&str, i16); FEATURES.len()] = {
+    let mut features = [("", 0); FEATURES.len()];
+    let mut index = 0;
+    while index < FEATURES.len() {
+        features[index] = (FEATURES[index].0, FEATURES[index].2);
+        index += 1;
+    }
+    features
+};
 
 fn controller<'a>(facts: &'a NodeFacts, image: &'a Image) -> Controller<'a> {
     Controller::new(image, &facts.statics, &facts.config.broker)

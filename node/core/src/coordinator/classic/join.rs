@@ -123,15 +123,14 @@ impl Coordinator {
         };
         if is_new {
             let id: Arc<str> = id.into();
-            self.groups.insert(Arc::clone(&id), Group::Classic(ClassicGroup::new(id)));
+            let mut group = ClassicGroup::new(Arc::clone(&id));
+            group.enter(cx, ClassicState::Empty);
+            // The group is there from now on, for whoever reads the log.
+            let record = group.record();
+            self.groups.insert(id, Group::Classic(group));
+            self.write(record);
         }
-        self.with_classic(cx, id, |group, fx| {
-            group.join(fx, &Joining { caller, request, token });
-            if is_new && fx.records.is_empty() {
-                // The group is there from now on, for whoever reads the log.
-                fx.records.push(group.record());
-            }
-        });
+        self.with_classic(cx, id, |group, fx| group.join(fx, &Joining { caller, request, token }));
     }
 
     /// What is wrong with a JoinGroup, whatever its group is like.

@@ -1,0 +1,250 @@
+//! Groups under clients that are many, or mean: what they may make a coordinator hold is bounded, and each is told so by
+//! Kafka's code.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flumen_core::config::{BrokerConfig, GroupConfig};
+use flumen_core::coordinator::{Answer, Caller, Context, Coordinator, JoinAnswer, Request, Token};
+use flumen_core::limits::{GROUP_MEMBERS_BYTES_MAX, GROUP_MEMBERS_MAX, GROUPS_PER_COORDINATOR_MAX};
+use flumen_core::metadata::Image;
+use flumen_wire::ErrorCode;
+use flumen_wire::messages::heartbeat_request::HeartbeatRequest;
+use flumen_wire::messages::join_group_request::{JoinGroupRequest, JoinGroupRequestProtocol};
+use flumen_wire::messages::sync_group_request::{SyncGroupRequest, SyncGroupRequestAssignment};
+
+struct World {
+    coordinator: Coordinator,
+    config: GroupConfig,
+    image: Image,
+    now: Duration,
+    tokens: u64,
+    answers: BTreeMap<u64, Answer>,
+}
+
+impl World {
+    fn new(delay_ms: u32) -> World {
+        let mut config = BrokerConfig::default().group;
+        config.initial_rebalance_delay_ms = delay_ms;
+        let mut world = World {
+            coordinator: Coordinator::default(),
+            config,
+            image: Image::default(),
+            now: Duration::ZERO,
+            tokens: 0,
+            answers: BTreeMap::new(),
+        };
+        world.with(|coordinator, cx| coordinator.finish_loading(cx));
+        world
+    }
+
+    fn with(&mut self, happens: impl FnOnce(&mut Coordinator, &Context<'_>)) {
+        let cx = Context {
+            now: self.now,
+            now_ms: self.now.as_millis() as i64,
+            image: &self.image,
+            config: &self.config,
+            uuid: u128::from(self.tokens).to_be_bytes(),
+        };
+        happens(&mut self.coordinator, &cx);
+        loop {
+            while let Some((token, answer)) = self.coordinator.pop_ready() {
+                assert!(self.answers.insert(token.0, answer).is_none());
+            }
+            let Some(batch) = self.coordinator.next_batch(1 << 20) else { return };
+            self.coordinator.committed(&batch);
+        }
+    }
+
+    fn ask(&mut self, version: i16, request: Request<'_>) -> u64 {
+        self.tokens += 1;
+        let token = self.tokens;
+        let caller = Caller { client_id: "client", client_host: "/h", version };
+        self.with(|coordinator, cx| coordinator.handle(cx, &caller, request, Token(token)));
+        token
+    }
+
+    fn join(&mut self, version: i16, group_id: &str, member_id: &str, metadata: &[u8]) -> u64 {
+        let request = JoinGroupRequest {
+            group_id,
+            session_timeout_ms: 10_000,
+            rebalance_timeout_ms: 60_000,
+            member_id,
+            group_instance_id: None,
+            protocol_type: "consumer",
+            protocols: vec![JoinGroupRequestProtocol { name: "range", metadata }],
+            reason: None,
+        };
+        self.ask(version, Request::JoinGroup(&request))
+    }
+
+    fn joined(&mut self, token: u64) -> JoinAnswer {
+        match self.answers.remove(&token) {
+            Some(Answer::Joined(joined)) => joined,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn members(&mut self, group_id: &str) -> usize {
+        let token = self.ask(0, Request::DescribeGroup(group_id));
+        match self.answers.remove(&token) {
+            Some(Answer::Described(group)) => group.members.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn wait(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(deadline) = self.coordinator.next_deadline()
+            && deadline <= end
+        {
+            self.now = self.now.max(deadline);
+            self.with(|coordinator, cx| coordinator.tick(cx));
+        }
+        self.now = end;
+    }
+}
+
+fn sync<'a>(
+    member_id: &'a str,
+    assignments: Vec<SyncGroupRequestAssignment<'a>>,
+) -> SyncGroupRequest<'a> {
+    SyncGroupRequest {
+        group_id: "g",
+        generation_id: 1,
+        member_id,
+        group_instance_id: None,
+        protocol_type: None,
+        protocol_name: None,
+        assignments,
+    }
+}
+
+/// 500 members come at once, each with the round trip for its id; they are one generation, which every one of them hears of.
+#[test]
+fn a_storm_of_500_members() {
+    let mut world = World::new(3_000);
+    let metadata = [7; 200];
+    let ids: Vec<Arc<str>> = (0..500)
+        .map(|_| world.join(9, "g", "", &metadata))
+        .collect::<Vec<_>>()
+        .into_iter()
+        .map(|token| {
+            let answer = world.joined(token);
+            assert_eq!(answer.error, ErrorCode::MemberIdRequired);
+            answer.member_id
+        })
+        .collect();
+    let tokens: Vec<u64> = ids.iter().map(|id| world.join(9, "g", id, &metadata)).collect();
+    world.wait(Duration::from_secs(60));
+    let answers: Vec<JoinAnswer> = tokens.into_iter().map(|token| world.joined(token)).collect();
+    assert!(answers.iter().all(|answer| answer.error == ErrorCode::None && answer.generation_id == 1));
+    let leaders: Vec<_> = answers.iter().filter(|answer| !answer.members.is_empty()).collect();
+    assert_eq!(leaders.len(), 1);
+    assert_eq!(leaders[0].members.len(), 500);
+    let leader = Arc::clone(&leaders[0].member_id);
+    let waiting: Vec<u64> = ids
+        .iter()
+        .filter(|id| **id != leader)
+        .map(|id| world.ask(5, Request::SyncGroup(&sync(id, Vec::new()))))
+        .collect();
+    let assignments =
+        ids.iter().map(|member_id| SyncGroupRequestAssignment { member_id, assignment: member_id.as_bytes() });
+    world.ask(5, Request::SyncGroup(&sync(&leader, assignments.collect())));
+    assert_eq!(waiting.len(), 499);
+    assert!(waiting.iter().all(|token| matches!(world.answers[token], Answer::Synced(_))));
+    world.answers.clear();
+    // Heartbeats of all.
+    for id in &ids {
+        let request =
+            HeartbeatRequest { group_id: "g", generation_id: 1, member_id: id, group_instance_id: None };
+        world.ask(4, Request::Heartbeat(&request));
+    }
+    assert!(world.answers.values().all(|answer| *answer == Answer::Failed(ErrorCode::None)));
+    assert_eq!(world.coordinator.unanswered(), 0);
+}
+
+/// A client that asks for an id, or joins, and dies, again and again: what it leaves behind goes.
+#[test]
+fn a_member_that_joins_and_dies_a_thousand_times() {
+    for version in [3, 9] {
+        let mut world = World::new(0);
+        for _ in 0..1_000 {
+            let token = world.join(version, "g", "", b"said");
+            if version >= 4 {
+                // Every other time it dies only when it knows its id and has joined.
+                let id = world.joined(token).member_id;
+                if token % 2 == 0 {
+                    world.join(version, "g", &id, b"said");
+                }
+            }
+            world.wait(Duration::from_secs(1));
+        }
+        let at_work = world.members("g");
+        // Before KIP-394 nobody knows which are dead until five minutes have passed; since, ten seconds do.
+        assert!(at_work <= if version < 4 { 302 } else { 12 }, "{at_work} members");
+        world.wait(Duration::from_secs(900));
+        assert_eq!(world.members("g"), 0);
+        assert_eq!(world.coordinator.unanswered(), 0, "version {version}");
+        assert_eq!(world.coordinator.group_counts().classic_empty, 0, "it went with its last member");
+    }
+}
+
+/// Ids that are given out count.
+#[test]
+fn ids_that_nobody_uses_are_bounded() {
+    let mut world = World::new(3_000);
+    for _ in 0..GROUP_MEMBERS_MAX {
+        let token = world.join(9, "g", "", b"");
+        assert_eq!(world.joined(token).error, ErrorCode::MemberIdRequired);
+    }
+    let token = world.join(9, "g", "", b"");
+    assert_eq!(world.joined(token).error, ErrorCode::GroupMaxSizeReached);
+    world.wait(Duration::from_secs(11));
+    let token = world.join(9, "g", "", b"");
+    assert_eq!(world.joined(token).error, ErrorCode::MemberIdRequired);
+}
+
+/// What members say to their protocols is bounded for all of a group.
+#[test]
+fn what_members_say_is_bounded() {
+    let mut world = World::new(3_000);
+    let large = vec![1; GROUP_MEMBERS_BYTES_MAX / 3];
+    for _ in 0..2 {
+        world.join(3, "g", "", &large);
+    }
+    for said in [&large[..], &vec![1; GROUP_MEMBERS_BYTES_MAX]] {
+        let token = world.join(3, "g", "", said);
+        assert_eq!(world.joined(token).error, ErrorCode::UnknownServerError);
+    }
+    let token = world.join(3, "g", "", b"little");
+    world.wait(Duration::from_secs(61));
+    assert_eq!(world.joined(token).generation_id, 1);
+}
+
+#[test]
+fn groups_are_bounded() {
+    let mut world = World::new(3_000);
+    for number in 0..GROUPS_PER_COORDINATOR_MAX {
+        world.join(9, &number.to_string(), "", b"");
+    }
+    world.answers.clear();
+    let token = world.join(9, "one more", "", b"");
+    assert_eq!(world.joined(token).error, ErrorCode::CoordinatorNotAvailable);
+    let token = world.join(9, "0", "", b"");
+    assert_eq!(world.joined(token).error, ErrorCode::MemberIdRequired);
+}
+
+#[test]
+fn whoever_asks_while_it_loads_is_told() {
+    let mut world = World::new(0);
+    world.coordinator = Coordinator::default();
+    let token = world.join(9, "g", "", b"");
+    assert_eq!(world.answers[&token], Answer::Failed(ErrorCode::CoordinatorLoadInProgress));
+    assert_eq!(world.coordinator.next_deadline(), None);
+    world.with(|coordinator, cx| coordinator.finish_loading(cx));
+    let token = world.join(9, "g", "", b"");
+    assert_eq!(world.joined(token).error, ErrorCode::MemberIdRequired);
+}
