@@ -204,7 +204,7 @@ impl BatchBuilder {
             base_sequence: self.base_sequence,
             record_count: self.count,
         };
-        header.write(batch_length, &mut out);
+        header.write(batch_length, out);
         let crc = crc32c(&out[CRC_FROM..]);
         out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
     }
