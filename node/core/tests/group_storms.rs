@@ -107,10 +107,7 @@ impl World {
     }
 }
 
-fn sync<'a>(
-    member_id: &'a str,
-    assignments: Vec<SyncGroupRequestAssignment<'a>>,
-) -> SyncGroupRequest<'a> {
+fn sync<'a>(member_id: &'a str, assignments: Vec<SyncGroupRequestAssignment<'a>>) -> SyncGroupRequest<'a> {
     SyncGroupRequest {
         group_id: "g",
         generation_id: 1,
@@ -150,8 +147,9 @@ fn a_storm_of_500_members() {
         .filter(|id| **id != leader)
         .map(|id| world.ask(5, Request::SyncGroup(&sync(id, Vec::new()))))
         .collect();
-    let assignments =
-        ids.iter().map(|member_id| SyncGroupRequestAssignment { member_id, assignment: member_id.as_bytes() });
+    let assignments = ids
+        .iter()
+        .map(|member_id| SyncGroupRequestAssignment { member_id, assignment: member_id.as_bytes() });
     world.ask(5, Request::SyncGroup(&sync(&leader, assignments.collect())));
     assert_eq!(waiting.len(), 499);
     assert!(waiting.iter().all(|token| matches!(world.answers[token], Answer::Synced(_))));
