@@ -15,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -110,13 +111,32 @@ pub struct GlommioDisk {
     root: Rc<Path>,
     /// Whether the file system takes direct I/O.
     direct: bool,
+    sync_gate: Arc<SyncGate>,
     faults: Faults,
 }
 
+/// Lets one sync of everything through at a time, for all shards of a node, and none after one that failed: the failed
+/// one may have lost what any shard wrote, and a later one would not tell. Held on blocking threads alone.
+#[derive(Debug, Default)]
+pub struct SyncGate(Mutex<Option<io::ErrorKind>>);
+
+impl SyncGate {
+    fn pass(&self, root: &Path) -> io::Result<()> {
+        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = *failed {
+            return Err(io::Error::new(kind, "a sync of the data folder has failed before"));
+        }
+        let synced = std::fs::File::open(root).and_then(|root| sys::sync_file_system(&root));
+        *failed = synced.as_ref().err().map(io::Error::kind);
+        synced
+    }
+}
+
 impl GlommioDisk {
-    /// Mounts the folder, on the shard that will use it. `direct`: what the probe of the file system said.
-    pub fn mount(root: &Path, direct: bool) -> GlommioDisk {
-        GlommioDisk { root: root.into(), direct, faults: Faults::from_environment() }
+    /// Mounts the folder, on the shard that will use it. `direct`: what the probe of the file system said. All shards of
+    /// a node have one gate.
+    pub fn mount(root: &Path, direct: bool, sync_gate: Arc<SyncGate>) -> GlommioDisk {
+        GlommioDisk { root: root.into(), direct, sync_gate, faults: Faults::from_environment() }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -225,11 +245,26 @@ impl Disk for GlommioDisk {
     }
 
     async fn sync_all(&self) -> io::Result<()> {
-        self.on_path(Operation::Sync, "", |root| sys::sync_file_system(&std::fs::File::open(root)?)).await
+        let gate = Arc::clone(&self.sync_gate);
+        self.on_path(Operation::Sync, "", move |root| gate.pass(root)).await
+    }
+
+    async fn is_laid_out(&self, path: &str) -> io::Result<bool> {
+        if !self.direct {
+            return Ok(true);
+        }
+        self.on_path(Operation::Read, path, |path| sys::is_laid_out(&std::fs::File::open(path)?)).await
     }
 
     async fn sleep(&self, time: Duration) {
         runtime::sleep(time).await;
+    }
+
+    fn offload<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = R> {
+        blocking(work)
     }
 
     fn now_ms(&self) -> i64 {

@@ -18,7 +18,7 @@ use flumen_core::types::{NodeId, ShardId};
 use futures_channel::oneshot;
 
 use crate::config::Config;
-use crate::disk::GlommioDisk;
+use crate::disk::{GlommioDisk, SyncGate};
 use crate::kernel::Place;
 use crate::mailbox::{self, Capacity};
 use crate::runtime::{self, Seat, Stopper};
@@ -42,6 +42,7 @@ pub(crate) struct NodeFacts {
     pub(crate) data_dir: PathBuf,
     /// Whether the data folder's file system takes direct I/O.
     pub(crate) direct: bool,
+    pub(crate) sync_gate: Arc<SyncGate>,
     pub(crate) config: Config,
     /// Where the listeners are bound; set once they are.
     pub(crate) kafka_addr: std::sync::OnceLock<SocketAddr>,
@@ -55,7 +56,7 @@ pub(crate) struct NodeFacts {
 impl NodeFacts {
     /// The data folder, for the shard of this thread.
     pub(crate) fn disk(&self) -> GlommioDisk {
-        GlommioDisk::mount(&self.data_dir, self.direct)
+        GlommioDisk::mount(&self.data_dir, self.direct, Arc::clone(&self.sync_gate))
     }
 
     /// Whether all shards serve.
@@ -96,6 +97,7 @@ pub fn run(config: Config, place: &Place, stopper: Stopper) -> Result<(), String
         statics: Arc::clone(&config.settings.statics),
         data_dir: config.data_dir.clone(),
         direct: place.direct,
+        sync_gate: Arc::default(),
         config,
         kafka_addr: std::sync::OnceLock::new(),
         admin_addr: std::sync::OnceLock::new(),

@@ -5,7 +5,8 @@ A contender is a broker with settings: `kafka` in its default form, which does n
 flush.messages=1; `flumen` as it comes, durable before every acknowledgement. Every scenario runs on every contender
 in each turn, on a fresh topic of a broker that stays up, after a warm-up of the same kind. What is printed is the median over the
 turns with its spread, and the ratio to the first contender. CPU is that of the broker's process alone, user and
-system; latency counts from the time at which a record was due (load/main.rs says how).
+system; latency counts from the time at which a record was due (load/main.rs says how), and beside it stands what a
+bare synchronous write to the same file system took at that time (raw_*).
 
 It is a benchmark, not a test: it has no thresholds, and it wants an otherwise idle machine.
 """
@@ -42,7 +43,10 @@ class Scenario:
     warmup: dict[str, int | str] = dataclasses.field(default_factory=dict)
 
 
-LATENCIES = ("p50_ms", "p99_ms", "p99_9_ms", "behind_ms", "cpu_us_per_record", "broker_rss_mib")
+LATENCIES = (
+    "p50_ms", "p99_ms", "p99_9_ms", "raw_p50_ms", "raw_p99_ms", "raw_p99_9_ms", "behind_ms", "cpu_us_per_record",
+    "broker_rss_mib",
+)  # fmt: skip
 
 
 def latency(rate: int, partitions: int) -> Scenario:
@@ -112,6 +116,8 @@ def measure(broker: brokers.Broker, scenario: Scenario, *, warm: bool) -> dict[s
     if scenario.mode == "fetch":
         count = 2 * scenario.partitions * scenario.options["count"]
         load(broker, "produce", topic=topic, partitions=scenario.partitions, size=1024, count=count)
+    if scenario.mode == "latency":
+        options["raw_disk"] = broker.data
     figures = load(
         broker, scenario.mode, topic=topic, partitions=scenario.partitions, pid=broker.process.pid, **options
     )

@@ -8,12 +8,17 @@
 //! |---|---|
 //! | `produce` | librdkafka, as fast as it goes: `--size`, `--count`, `--partitions`, `--linger-ms` |
 //! | `requests` | by hand, one record in each request: `--connections`, `--depth` requests in flight on each |
-//! | `latency` | librdkafka, open loop at `--rate` over `--partitions` for `--seconds` after `--warmup-seconds`; latency counts from the time at which the record was due |
+//! | `latency` | librdkafka, open loop at `--rate` over `--partitions` for `--seconds` after `--warmup-seconds`; latency counts from the time at which the record was due. `--raw-disk FOLDER`: beside it, what a bare synchronous write takes there |
+//! | `update` | librdkafka, `--count` updates of `--keys` keys |
+//! | `table` | reads all of these back: each key must have its last value; says how many older ones are left |
 //! | `fetch` | librdkafka, the last `--count` records of every partition, `--repeat` times |
 
+mod raw_disk;
 mod requests;
+mod updates;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -26,6 +31,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use raw_disk::RawDisk;
 
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -306,6 +313,7 @@ fn latency(mut options: Options) -> Result<Figures, Failure> {
     let warmup: u64 = options.take("warmup-seconds", Some(5))?;
     let pid: u32 = options.take("pid", Some(0))?;
     let linger_ms = options.take("linger-ms", Some(0))?;
+    let raw_disk: PathBuf = options.take("raw-disk", Some(PathBuf::new()))?;
     let deliveries = Arc::new(Deliveries::new(Duration::from_secs(warmup))?);
     let producer = Arc::new(producer(&mut options, deliveries.clone(), linger_ms)?);
     options.done()?;
@@ -313,6 +321,7 @@ fn latency(mut options: Options) -> Result<Figures, Failure> {
     let payload = payload(size);
 
     let count = rate * (seconds + warmup);
+    let raw_disk = (!raw_disk.as_os_str().is_empty()).then(|| RawDisk::start(&raw_disk)).transpose()?;
     let watched = Watched::begin(pid)?;
     for number in 0..count {
         let due_us = number * 1_000_000 / rate;
@@ -335,6 +344,9 @@ fn latency(mut options: Options) -> Result<Figures, Failure> {
         figures.set(name, latencies.value_at_percentile(percentile) as f64 / 1e3);
     }
     figures.set("max_ms", latencies.max() as f64 / 1e3);
+    if let Some(raw_disk) = raw_disk {
+        raw_disk.end(&mut figures)?;
+    }
     Ok(figures)
 }
 
@@ -397,7 +409,10 @@ fn fetch_tail(brokers: &str, topic: &str, partitions: i32, count: i64) -> Result
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((mode, options)) = arguments.split_first() else {
-        return Err("usage: load produce|requests|latency|fetch --brokers HOST:PORT --topic NAME ...".into());
+        return Err(
+            "usage: load produce|requests|latency|fetch|update|table --brokers HOST:PORT --topic NAME ..."
+                .into(),
+        );
     };
     let options = Options::parse(options)?;
     let figures = match mode.as_str() {
@@ -405,6 +420,8 @@ fn main() -> Result<(), Failure> {
         "requests" => requests::run(options)?,
         "latency" => latency(options)?,
         "fetch" => fetch(options)?,
+        "update" => updates::update(options)?,
+        "table" => updates::table(options)?,
         other => return Err(format!("{other} is not a mode").into()),
     };
     println!("{}", figures.json());

@@ -42,7 +42,7 @@ where
     let settings =
         Settings { io_memory: 1 << 20, ring_depth: 64, probe_file: Some(probe), ..Settings::default() };
     run_once(&settings, move || {
-        let mut disk = GlommioDisk::mount(&root, true);
+        let mut disk = GlommioDisk::mount(&root, true, Arc::default());
         disk.faults = Faults::new(faults, None);
         test(disk)
     })

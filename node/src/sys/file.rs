@@ -51,3 +51,70 @@ pub fn sync_file_system(file: &File) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// The kernel's `struct fiemap`, with room for some extents.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FiemapExtent; FIEMAP_EXTENTS],
+}
+
+/// The kernel's `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct FiemapExtent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved64: [u64; 2],
+    flags: u32,
+    reserved: [u32; 3],
+}
+
+const FIEMAP_EXTENTS: usize = 32;
+/// `_IOWR('f', 11, struct fiemap)`, whose size is without extents.
+const FS_IOC_FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
+const FIEMAP_EXTENT_LAST: u32 = 0x1;
+/// Unknown place, delayed allocation, unwritten.
+const FIEMAP_EXTENT_NOT_WRITTEN: u32 = 0x2 | 0x4 | 0x800;
+const _: () = assert!(size_of::<Fiemap>() == 32 + FIEMAP_EXTENTS * 56);
+
+/// Whether every block of a file is on disk and written (`FS_IOC_FIEMAP`). Blocks.
+pub fn is_laid_out(file: &File) -> io::Result<bool> {
+    let len = file.metadata()?.len();
+    let mut end = 0;
+    while end < len {
+        let mut map = Fiemap {
+            start: end,
+            length: len - end,
+            flags: 0,
+            mapped_extents: 0,
+            extent_count: FIEMAP_EXTENTS as u32,
+            reserved: 0,
+            extents: [FiemapExtent::default(); FIEMAP_EXTENTS],
+        };
+        // SAFETY: the descriptor is open while `file` is borrowed; the kernel writes to `map` alone, and at most the
+        // extents that `extent_count` says it has.
+        if unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, &mut map) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mapped = (map.mapped_extents as usize).min(FIEMAP_EXTENTS);
+        let mut last = false;
+        for extent in &map.extents[..mapped] {
+            if extent.logical > end || extent.flags & FIEMAP_EXTENT_NOT_WRITTEN != 0 {
+                return Ok(false);
+            }
+            end = extent.logical + extent.length;
+            last = extent.flags & FIEMAP_EXTENT_LAST != 0;
+        }
+        if mapped == 0 || last {
+            return Ok(end >= len);
+        }
+    }
+    Ok(true)
+}

@@ -7,7 +7,7 @@ mod machine;
 mod socket;
 mod uring;
 
-pub use file::{FileSystem, file_system, sync_file_system};
+pub use file::{FileSystem, file_system, is_laid_out, sync_file_system};
 pub use lent::{Lender, Lent, Stable};
 pub use machine::{
     Limit, Resource, Usage, allowed_cpus, keep_freed_memory, limit, memory_total, raise_limit, random_bytes,

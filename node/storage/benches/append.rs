@@ -138,6 +138,9 @@ impl Disk for NullDisk {
     async fn sync_all(&self) -> io::Result<()> {
         Ok(())
     }
+    async fn is_laid_out(&self, _: &str) -> io::Result<bool> {
+        Ok(true)
+    }
     async fn sleep(&self, _: Duration) {
         std::future::pending::<()>().await;
     }

@@ -275,7 +275,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let Some((partition, buffers, journal)) = state.with(key.slot) else { return };
         if let Some(writer) = partition.writer_mut(key.segment_base) {
             writer.bulk_done(write_number, sound);
-            writer.unsynced = true;
         }
         partition.advance_filled(journal.durable_lsn, buffers);
         if let Some(bulk) = partition.bulk.iter_mut().find(|bulk| bulk.number == number) {

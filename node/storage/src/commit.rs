@@ -24,7 +24,7 @@ use flumen_core::types::{LeaderEpoch, Lsn, Offset, PartitionId};
 use flumen_wire::ErrorCode;
 use flumen_wire::batch::{HEADER_LEN, assign, set_log_append_time};
 
-use crate::api::{JournalFault, Slot};
+use crate::api::{EngineFault, Slot};
 use crate::cache::{Chunk, LSN_NONE};
 use crate::disk::{Buffer, Disk, File, OpenMode};
 use crate::engine::{Engine, Life, State, planted};
@@ -97,36 +97,40 @@ struct Group<D: Disk, T> {
 /// What forming came to.
 enum Formed<D: Disk, T> {
     Nothing,
-    /// The current file has no room for the next group.
+    /// The next group goes to another file: the current one has no room for it, or costs more than need be.
     FileFull,
     Group(Group<D, T>),
 }
 
 impl<D: Disk, T: 'static> Engine<D, T> {
     /// The commit loop proper. Ends when the engine has stopped, or the journal is at fault.
-    pub(crate) async fn commit_loop(&self) -> Result<(), JournalFault> {
+    pub(crate) async fn commit_loop(&self) -> Result<(), EngineFault> {
         loop {
+            // What another loop met: nothing more is written, nothing more is answered.
+            if let Some(fault) = self.state.borrow_mut().fault.take() {
+                return Err(fault);
+            }
             let formed = self.form();
             self.settle();
             match formed {
-                Formed::Nothing => {
-                    if matches!(self.life.get(), Life::Stopped | Life::Faulted) {
-                        return Ok(());
-                    }
-                    self.work.wait().await;
-                }
+                Formed::Nothing if self.life.get() == Life::Stopped => return Ok(()),
+                Formed::Nothing => self.work.wait().await,
                 Formed::FileFull => self.switch_file().await?,
                 Formed::Group(group) => self.write_group(group).await?,
             }
         }
     }
 
-    async fn write_group(&self, group: Group<D, T>) -> Result<(), JournalFault> {
+    async fn write_group(&self, group: Group<D, T>) -> Result<(), EngineFault> {
         let written = group.file.write_at(group.buffer.clone(), group.position).await;
         if let Err(error) = written {
             // Undetermined: nothing of it is answered, no offset of it is used again, the node ends.
             self.life.set(Life::Faulted);
-            return Err(JournalFault { file: journal_path(group.number), position: group.position, error });
+            return Err(EngineFault::Journal {
+                file: journal_path(group.number),
+                position: group.position,
+                error,
+            });
         }
         self.complete(group);
         self.settle();
@@ -134,7 +138,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     /// Goes on in the next journal file.
-    async fn switch_file(&self) -> Result<(), JournalFault> {
+    async fn switch_file(&self) -> Result<(), EngineFault> {
         loop {
             let seen = self.progress.count();
             let free = self.state.borrow_mut().journal.take_free();
@@ -145,6 +149,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if may_grow && self.create_journal_file().await? {
                 continue;
             }
+            if !may_grow && let Some(directory) = self.journal_held_by() {
+                self.life.set(Life::Faulted);
+                return Err(EngineFault::Held(directory));
+            }
             // Appends are refused meanwhile; a checkpoint frees a file.
             self.mark_checkpoint_due();
             self.progress.after(seen).await;
@@ -154,7 +162,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
     }
 
-    async fn open_journal_file(&self, info: JournalFileInfo) -> Result<(), JournalFault> {
+    async fn open_journal_file(&self, info: JournalFileInfo) -> Result<(), EngineFault> {
         let path = journal_path(info.number);
         let mode = OpenMode { create_new: false, write: true, synchronous: true };
         match self.disk.open(&path, mode).await {
@@ -168,9 +176,18 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             }
             Err(error) => {
                 self.life.set(Life::Faulted);
-                Err(JournalFault { file: path, position: 0, error })
+                Err(EngineFault::Journal { file: path, position: 0, error })
             }
         }
+    }
+
+    /// The partition that no checkpoint can free the oldest journal file of.
+    fn journal_held_by(&self) -> Option<String> {
+        let state = self.state.borrow();
+        let oldest = state.journal.oldest_sealed_lsn()?;
+        let holds = |p: &&Partition<D, T>| p.sync_failed && p.frozen.is_none() && p.checkpointed.lsn < oldest;
+        let held = state.slots().into_iter().filter_map(|slot| state.get(slot)).find(holds);
+        held.map(|partition| partition.directory.to_string())
     }
 
     /// Has maintenance make a checkpoint as soon as it can.
@@ -180,7 +197,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     /// Makes one more journal file. `false` when the disk is full.
-    pub(crate) async fn create_journal_file(&self) -> Result<bool, JournalFault> {
+    pub(crate) async fn create_journal_file(&self) -> Result<bool, EngineFault> {
         let info = self.state.borrow_mut().journal.next_file(&self.settings);
         match create(&self.disk, self.settings.directory_id, info).await {
             Ok(()) => {
@@ -197,7 +214,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             }
             Err(error) => {
                 self.life.set(Life::Faulted);
-                Err(JournalFault { file: journal_path(info.number), position: 0, error })
+                Err(EngineFault::Journal { file: journal_path(info.number), position: 0, error })
             }
         }
     }
@@ -239,6 +256,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let state = &mut *guard;
         if state.dirty.is_empty() {
             return Formed::Nothing;
+        }
+        if state.journal.has_better() {
+            return Formed::FileFull;
         }
         let bytes_max = state.journal.group_bytes_max().min(state.journal.remaining());
         let mut cut = GroupCut::new(bytes_max);
@@ -714,7 +734,11 @@ impl<D: Disk, T> Partition<D, T> {
         chunk.body = body;
         chunk.tail = None;
         chunk.lsn = lsn;
-        std::mem::replace(&mut chunk.buffer, buffer)
+        let old = std::mem::replace(&mut chunk.buffer, buffer);
+        if number + 1 == self.chunks_end() {
+            self.relogging = None;
+        }
+        old
     }
 }
 

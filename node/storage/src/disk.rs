@@ -81,10 +81,20 @@ pub trait Disk: Clone + 'static {
     fn remove_directory(&self, path: &str) -> impl Future<Output = io::Result<()>>;
     /// Makes creations, renames and removals in this directory durable.
     fn sync_directory(&self, path: &str) -> impl Future<Output = io::Result<()>>;
-    /// Makes durable all that was written so far to any file of the data folder (`syncfs`).
+    /// Makes durable all that was written so far to any file of the data folder (`syncfs`). Once it has failed, for any
+    /// shard, it fails for all.
     fn sync_all(&self) -> impl Future<Output = io::Result<()>>;
+    /// Whether every block of a file was written once, so that writing it again changes nothing but its content.
+    fn is_laid_out(&self, path: &str) -> impl Future<Output = io::Result<bool>>;
     /// Waits. The simulated disk's time is virtual.
     fn sleep(&self, time: std::time::Duration) -> impl Future<Output = ()>;
+    /// Does work that keeps a processor busy for milliseconds, where it stalls nobody. Not for I/O.
+    fn offload<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = R> {
+        std::future::ready(work())
+    }
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> i64;
     /// A monotonic clock, for measuring and for deadlines.

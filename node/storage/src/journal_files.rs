@@ -2,6 +2,9 @@
 //!
 //! ```text
 //!   created ──▶ free ──▶ current ──▶ sealed ──▶ (a durable checkpoint covers its last LSN) ──▶ free
+//!                │ ▲
+//!                ▼ │   the first time: every block is written, see `lay_out`
+//!              laying out
 //! ```
 //!
 //! Invariants: a file's header is written once, and is durable, with its directory, before the file is used; a file is
@@ -18,6 +21,9 @@ use flumen_core::types::Lsn;
 use crate::api::EngineSettings;
 use crate::disk::{BLOCK, Buffer, Disk, File, OpenMode};
 
+/// Bytes of one write that lays out a file: small enough that a commit beside it waits little.
+const LAY_OUT_BYTES: usize = 256 << 10;
+
 /// A journal file that may be written from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JournalFileInfo {
@@ -29,6 +35,8 @@ pub struct JournalFileInfo {
     pub capacity: u64,
     /// Whether it may be written: not where an offline partition's data lies in it.
     pub usable: bool,
+    /// Whether every block was written once, so that a synchronous write changes no metadata of the file system.
+    pub laid_out: bool,
 }
 
 /// Path of a journal file.
@@ -54,6 +62,8 @@ pub(crate) struct Journal<D: Disk> {
     pub(crate) current: Option<Current<D>>,
     sealed: VecDeque<Sealed>,
     free: VecDeque<JournalFileInfo>,
+    /// Taken from the free ones for a while.
+    laying_out: bool,
     next_number: u32,
     number_step: u32,
     created: u32,
@@ -92,6 +102,7 @@ impl<D: Disk> Journal<D> {
             current: None,
             sealed: VecDeque::new(),
             free: files.into_iter().filter(|file| file.usable).collect(),
+            laying_out: false,
             next_number,
             number_step: shards,
             created: 0,
@@ -133,9 +144,29 @@ impl<D: Disk> Journal<D> {
         self.file_count() < self.files_max
     }
 
-    /// Takes a free file to write next.
+    /// Takes a free file to write next, one that is laid out if there is one.
     pub(crate) fn take_free(&mut self) -> Option<JournalFileInfo> {
-        self.free.pop_front()
+        let best = self.free.iter().position(|file| file.laid_out).unwrap_or(0);
+        self.free.remove(best)
+    }
+
+    /// Whether a file that is laid out waits while one that is not is written.
+    pub(crate) fn has_better(&self) -> bool {
+        let bare = |current: &Current<D>| !current.info.laid_out && current.last_lsn.0 > 0;
+        self.current.as_ref().is_some_and(bare) && self.free.iter().any(|file| file.laid_out)
+    }
+
+    /// Takes a free file to lay out.
+    pub(crate) fn take_bare(&mut self) -> Option<JournalFileInfo> {
+        let at = self.free.iter().rposition(|file| !file.laid_out)?;
+        self.laying_out = true;
+        self.free.remove(at)
+    }
+
+    /// Gives back what [`take_bare`](Self::take_bare) took.
+    pub(crate) fn put_laid_out(&mut self, info: JournalFileInfo) {
+        self.laying_out = false;
+        self.free.push_front(info);
     }
 
     /// Puts a file among the free ones.
@@ -160,6 +191,11 @@ impl<D: Disk> Journal<D> {
         }
     }
 
+    /// The last LSN of the file that has been full the longest.
+    pub(crate) fn oldest_sealed_lsn(&self) -> Option<Lsn> {
+        self.sealed.front().map(|file| file.last_lsn)
+    }
+
     /// The last LSN of the files that are full.
     pub(crate) fn sealed_lsn(&self) -> Option<Lsn> {
         self.sealed.back().map(|file| file.last_lsn)
@@ -170,7 +206,8 @@ impl<D: Disk> Journal<D> {
     }
 
     pub(crate) fn file_count(&self) -> usize {
-        self.free.len() + self.sealed.len() + usize::from(self.current.is_some())
+        let taken = usize::from(self.current.is_some()) + usize::from(self.laying_out);
+        self.free.len() + self.sealed.len() + taken
     }
 
     /// Identity of a file to be created.
@@ -179,7 +216,8 @@ impl<D: Disk> Journal<D> {
         self.next_number += self.number_step;
         let uuid = file_uuid(settings.directory_id, settings.incarnation, settings.shard, self.created);
         self.created += 1;
-        JournalFileInfo { number, file_uuid: uuid, capacity: settings.journal_file_bytes, usable: true }
+        let capacity = settings.journal_file_bytes;
+        JournalFileInfo { number, file_uuid: uuid, capacity, usable: true, laid_out: false }
     }
 }
 
@@ -213,4 +251,26 @@ async fn make<D: Disk>(
     file.write_at(Rc::new(block), 0).await?;
     file.sync().await?;
     disk.sync_directory("journal").await
+}
+
+/// Writes zeros to all of a free file behind its header, and syncs them.
+pub(crate) async fn lay_out<D: Disk>(disk: &D, info: JournalFileInfo) -> std::io::Result<()> {
+    let mode = OpenMode { create_new: false, write: true, synchronous: false };
+    let file = disk.open(&journal_path(info.number), mode).await?;
+    let mut zeros = disk.allocate(LAY_OUT_BYTES.min((info.capacity - BLOCK_BYTES) as usize));
+    zeros.as_mut_slice().fill(0);
+    let zeros = Rc::new(zeros);
+    let mut position = BLOCK_BYTES;
+    while position < info.capacity {
+        let left = (info.capacity - position) as usize;
+        if left >= zeros.as_slice().len() {
+            file.write_at(zeros.clone(), position).await?;
+        } else {
+            let mut last = disk.allocate(left);
+            last.as_mut_slice().fill(0);
+            file.write_at(Rc::new(last), position).await?;
+        }
+        position += zeros.as_slice().len() as u64;
+    }
+    file.sync().await
 }

@@ -20,10 +20,11 @@ use flumen_core::types::{Lsn, Offset};
 use futures_util::future::select;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::api::{JournalFault, Slot};
+use crate::api::{EngineFault, Slot};
 use crate::checkpoint::{Checkpoint, Record, checkpoint_name};
 use crate::disk::{Disk, File, OpenMode};
 use crate::engine::{Engine, Life, planted};
+use crate::journal_files::{JournalFileInfo, journal_path, lay_out};
 use crate::partition::{Filled, Note, Partition, segment_path};
 
 /// Space kept for a checkpoint.
@@ -32,15 +33,15 @@ const CHECKPOINT_RESERVE_BYTES: u64 = 1 << 20;
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 
 /// What a checkpoint needs beside the bytes of its file.
-struct Snapshot<D: Disk> {
+struct Snapshot {
     checkpoint: Checkpoint,
+    /// Which snapshot it is.
+    round: u64,
     /// Groups up to this one are needed by no partition.
     covered: Lsn,
     directories: Vec<Rc<str>>,
     /// Partitions whose segments it says something new of.
     online: Vec<Slot>,
-    /// Files written since the last checkpoint.
-    files: Vec<(Slot, Offset, Rc<D::File>)>,
     /// What it says of each partition.
     filled: Vec<(Slot, Filled)>,
 }
@@ -72,6 +73,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if self.is_checkpoint_due() {
                 self.checkpoint(&mut checkpoint_number).await;
             }
+            self.lay_out_journal().await;
             self.close_rolled().await;
             let retention_due = self.disk.monotonic() >= retention_at;
             if retention_due {
@@ -129,20 +131,43 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     async fn keep_journal_ready(&self) {
         while self.state.borrow().journal.is_short() {
             match self.create_journal_file().await {
-                Ok(true) => {}
-                Ok(false) => break,
+                // Only then: the commit loop may wait for a file, and would wake this task again.
+                Ok(true) => {
+                    self.settle_soon();
+                    self.progress.notify();
+                }
+                Ok(false) => return,
                 Err(fault) => {
                     self.fail(fault);
-                    break;
+                    return;
                 }
             }
         }
-        self.settle_soon();
-        self.progress.notify();
     }
 
-    /// The journal is at fault, seen from here: the commit loop ends with it.
-    fn fail(&self, fault: JournalFault) {
+    /// Free journal files have every block written before they are used: a synchronous write to a block that never was
+    /// written changes the file's map, and waits for the file system's own journal.
+    async fn lay_out_journal(&self) {
+        while self.life.get() == Life::Running {
+            let Some(info) = self.state.borrow_mut().journal.take_bare() else { return };
+            let result = lay_out(&self.disk, info).await;
+            let laid_out = match result {
+                Ok(()) => true,
+                // A file system that copies on write: the file serves as it is.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => true,
+                Err(error) => {
+                    self.fail(EngineFault::Journal { file: journal_path(info.number), position: 0, error });
+                    return;
+                }
+            };
+            self.state.borrow_mut().journal.put_laid_out(JournalFileInfo { laid_out, ..info });
+            self.settle_soon();
+            self.progress.notify();
+        }
+    }
+
+    /// The engine cannot go on, seen from here: the commit loop ends with it.
+    fn fail(&self, fault: EngineFault) {
         self.life.set(Life::Faulted);
         self.state.borrow_mut().fault.get_or_insert(fault);
         self.work.notify();
@@ -223,7 +248,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let Some((partition, buffers, journal)) = state.with(slot) else { return };
             if let Some(writer) = partition.writer_mut(fill.base) {
                 writer.fill_done(written.is_ok());
-                writer.unsynced = true;
             }
             partition.advance_filled(journal.durable_lsn, buffers);
             drop(guard);
@@ -301,7 +325,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         for slot in state.slots() {
             let Some(partition) = state.get_mut(slot) else { continue };
             let broken =
-                partition.offline.is_some() && partition.frozen.is_none() && partition.relog.is_none();
+                partition.offline.is_some() && partition.frozen.is_none() && partition.relogging.is_none();
             let small = |partition: &Partition<D, T>| {
                 let mut unfilled =
                     partition.chunks.range((partition.unfilled - partition.chunks_first) as usize..);
@@ -310,6 +334,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let broken = broken && !partition.sync_failed;
             if broken && partition.has_unfilled() && partition.covered(durable) < sealed && small(partition) {
                 partition.relog = Some(partition.unfilled);
+                partition.relogging = Some(partition.covered(durable));
                 state.mark_dirty(slot);
             }
         }
@@ -321,10 +346,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.state.borrow_mut().dirty_since.get_or_insert(now);
     }
 
-    fn covered(&self, snapshot: &Snapshot<D>, started: Duration) {
+    fn covered(&self, snapshot: &Snapshot, started: Duration) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         state.journal.release(snapshot.covered);
+        state.checkpoint_round_durable = snapshot.round;
         for (slot, filled) in &snapshot.filled {
             if let Some(partition) = state.get_mut(*slot) {
                 partition.checkpointed = *filled;
@@ -343,12 +369,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     /// What every partition's segments hold now. Nothing that a write in flight brings is in it.
-    fn snapshot(&self, number: u64, pretend: bool) -> Snapshot<D> {
+    fn snapshot(&self, number: u64, pretend: bool) -> Snapshot {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let durable = state.journal.durable_lsn;
         let mut covered = durable;
-        let (mut records, mut directories, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut records, mut directories) = (Vec::new(), Vec::new());
         let (mut filled, mut online) = (Vec::new(), Vec::new());
         for slot in state.slots() {
             let Some(partition) = state.get_mut(slot) else { continue };
@@ -370,15 +396,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if std::mem::take(&mut partition.directory_dirty) {
                 directories.push(partition.directory.clone());
             }
-            for writer in partition.writers.iter_mut().filter(|writer| writer.unsynced) {
-                writer.unsynced = false;
-                files.extend(writer.file.clone().map(|file| (slot, writer.base, file)));
-            }
         }
         state.dirty_since = (covered < durable).then(|| self.disk.monotonic());
-        files.append(&mut state.closed);
         state.checkpoint_wanted = false;
         state.checkpoint_again = None;
+        state.checkpoint_round += 1;
+        let round = state.checkpoint_round;
         state.journal.bytes_since_checkpoint = 0;
         state.bulk_bytes_since_checkpoint = 0;
         let checkpoint = Checkpoint {
@@ -388,20 +411,16 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             durable_lsn: durable,
             records,
         };
-        Snapshot { checkpoint, covered, directories, online, files, filled }
+        Snapshot { checkpoint, round, covered, directories, online, filled }
     }
 
     /// Makes fills durable, with the directories of new segments. `false` when some partition went offline.
-    async fn sync_segments(&self, snapshot: &Snapshot<D>) -> bool {
+    async fn sync_segments(&self, snapshot: &Snapshot) -> bool {
         let mut sound = true;
-        if self.disk.sync_all().await.is_err() {
-            // Which file it was, each says itself: every one was written through the handle that is asked.
-            for (slot, base, file) in &snapshot.files {
-                if let Err(error) = file.sync().await {
-                    self.segment_fault(*slot, *base, "sync", &error);
-                    sound = false;
-                }
-            }
+        if let Err(error) = self.disk.sync_all().await {
+            // It may have lost what any shard wrote, and no later sync would tell: only the journals are sure.
+            self.fail(EngineFault::Sync(error));
+            return false;
         }
         if planted!(self.settings, DirectoryNotSynced) {
             return sound;
@@ -468,8 +487,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 let Some(partition) = state.get_mut(slot) else { break };
                 partition.writers.pop_front();
                 partition.indexes.pop_front();
-                // The next checkpoint relies on its writes: the handle that made them is kept until then.
-                state.closed.extend(file.map(|file| (slot, base, file)));
                 state.dirty_since.get_or_insert(self.disk.monotonic());
             }
         }
@@ -537,7 +554,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     /// Removes the files of a segment. What cannot be removed is removed at the next start.
-    async fn unlink(&self, path: &str) {
+    pub(crate) async fn unlink(&self, path: &str) {
         self.reader.forget(path);
         for extension in ["log", "index", "timeindex", "txnindex", "snapshot"] {
             self.disk.remove_file(&format!("{path}.{extension}")).await.ok();
@@ -684,7 +701,7 @@ impl<D: Disk, T> Partition<D, T> {
 
     /// Segments wholly below the durable log start, closed; the log forgets them.
     fn take_deletable(&mut self, early: bool) -> Vec<Offset> {
-        if self.offline.is_some() || self.held.is_some() {
+        if self.offline.is_some() || self.held.is_some() || !self.compaction.may_drop_segments() {
             return Vec::new();
         }
         let segments = self.log.segments();
@@ -725,7 +742,12 @@ impl<D: Disk, T> Partition<D, T> {
             incarnation,
             lsn,
             high_watermark: filled.end.min(self.high_watermark),
-            log: self.log.as_filled(filled.end, filled.segment_base, filled.position),
+            log: self.compaction.with_swaps(&self.log).as_filled(
+                filled.end,
+                filled.segment_base,
+                filled.position,
+            ),
+            cleaned: self.compaction.cleaned,
             epochs: epochs.entries().to_vec(),
             producers,
             offline: None,

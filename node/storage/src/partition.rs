@@ -25,6 +25,7 @@ use flumen_wire::batch::BatchHeader;
 use crate::api::Slot;
 use crate::cache::{Buffers, Chunk};
 use crate::checkpoint::Record;
+use crate::compact::Compaction;
 use crate::disk::Disk;
 use crate::segment::{SegmentIndex, SegmentView};
 use crate::slices::Slice;
@@ -138,8 +139,13 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) log_start_wanted: Offset,
     /// Number of the next chunk to be journalled again, while it is offline.
     pub(crate) relog: Option<u64>,
+    /// What was covered when that began, until the last of them is durable: all or none of them count from their new
+    /// place, since recovery goes by LSN and would find a later chunk's first copy before an earlier one's second.
+    pub(crate) relogging: Option<Lsn>,
     /// What checkpoints say of it while it is offline since recovery.
     pub(crate) frozen: Option<Box<Record>>,
+    /// What compaction has done, and does now.
+    pub(crate) compaction: Compaction,
     /// It is being deleted; its DROP entry is durable.
     pub(crate) deleting: bool,
     pub(crate) dropped: bool,
@@ -200,7 +206,9 @@ impl<D: Disk, T> Partition<D, T> {
             directory_dirty: false,
             offline: None,
             relog: None,
+            relogging: None,
             frozen: None,
+            compaction: Compaction::default(),
             deleting: false,
             dropped: false,
             log,
@@ -306,15 +314,12 @@ impl<D: Disk, T> Partition<D, T> {
         if self.sync_failed {
             return self.checkpointed.lsn;
         }
-        // Of an offline partition, chunks that were journalled again are younger than those behind them.
-        let unfilled = self.chunks.range((self.unfilled - self.chunks_first) as usize..);
-        let depth = if self.offline.is_some() { usize::MAX } else { 1 };
-        let first = unfilled.take(depth).map(|chunk| Lsn(chunk.lsn.0 - 1)).min();
-        first.map_or(durable, |first| first.min(durable))
+        let first = || self.chunk(self.unfilled).map(|chunk| Lsn(chunk.lsn.0 - 1));
+        self.relogging.or_else(first).map_or(durable, |first| first.min(durable))
     }
 
     /// What a reader may read of a segment: bytes on disk, of whole batches, below what the cache must answer.
-    pub(crate) fn view(&self, at: usize) -> SegmentView {
+    pub(crate) fn view(&self, at: usize, era: u64) -> SegmentView {
         let segment = self.log.segments()[at];
         let next = self.log.segments().get(at + 1);
         let live = self.writers.iter().position(|writer| writer.base == segment.base_offset);
@@ -331,9 +336,10 @@ impl<D: Disk, T> Partition<D, T> {
             base_offset: segment.base_offset,
             end_offset,
             len,
-            contiguous: !self.config.cleanup_policy.compact,
+            contiguous: !self.config.cleanup_policy.compact && self.compaction.cleaned.is_none(),
             live: live.map(|live| self.indexes[live].clone()),
             index_interval_bytes: self.config.index_interval_bytes,
+            era,
         }
     }
 

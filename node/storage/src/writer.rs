@@ -36,8 +36,6 @@ pub(crate) struct Writer<D: Disk> {
     broken: bool,
     /// Its file is new, and the directory was not synced since.
     pub(crate) unnamed: bool,
-    /// Written since the last checkpoint.
-    pub(crate) unsynced: bool,
     /// Ends of bulk writes in flight, in order, and whether each is done.
     bulk: VecDeque<(u64, bool)>,
     bulk_first: u64,
@@ -68,7 +66,6 @@ impl<D: Disk> Writer<D> {
             fill_in_flight: false,
             broken: false,
             unnamed: false,
-            unsynced: false,
             bulk: VecDeque::new(),
             bulk_first: 0,
         }

@@ -55,6 +55,7 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u8)| {
         contiguous,
         live: None,
         index_interval_bytes: 512,
+        era: 0,
     };
     let ran = sim.run(async move {
         disk.create_directory("t-0").await.expect("an empty disk");

@@ -102,7 +102,7 @@ impl<D: Disk> Recovery<'_, D> {
                     return Err(RecoveryError::Foreign(path));
                 }
                 Some(FileHeader { number, file_uuid, capacity, .. }) => {
-                    JournalFileInfo { number, file_uuid, capacity, usable: true }
+                    JournalFileInfo { number, file_uuid, capacity, usable: true, laid_out: false }
                 }
                 None => match self.headless(&path, number, entry.len).await? {
                     Some(info) => info,
@@ -127,7 +127,7 @@ impl<D: Disk> Recovery<'_, D> {
         len: u64,
     ) -> Result<Option<JournalFileInfo>, RecoveryError> {
         let capacity = len / BLOCK_BYTES * BLOCK_BYTES;
-        let probe = JournalFileInfo { number, file_uuid: [0; 16], capacity, usable: true };
+        let probe = JournalFileInfo { number, file_uuid: [0; 16], capacity, usable: true, laid_out: false };
         let probe = JournalFile { path: path.to_owned(), info: probe, first: None };
         let bytes = self.read_whole(&probe).await?;
         let group = bytes.chunks_exact(BLOCK).find_map(|block| GroupHeader::decode(block).ok());
@@ -135,7 +135,7 @@ impl<D: Disk> Recovery<'_, D> {
             Some(group) => {
                 self.findings
                     .push(format!("{path} at position 0: the file's header is corrupt; its groups are used"));
-                Ok(Some(JournalFileInfo { number, file_uuid: group.file_uuid, capacity, usable: true }))
+                Ok(Some(JournalFileInfo { file_uuid: group.file_uuid, ..probe.info }))
             }
             None => {
                 self.disk.remove_file(path).await.map_err(failed(path))?;

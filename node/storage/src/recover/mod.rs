@@ -87,6 +87,8 @@ pub struct RecoveredPartition {
     pub(crate) config: LogConfig,
     pub(crate) leader_epoch: LeaderEpoch,
     pub(crate) log: Log,
+    /// How far compaction came.
+    pub(crate) cleaned: Option<Offset>,
     pub(crate) producers: ProducerTable,
     pub(crate) epochs: EpochCache,
     /// What checkpoints say of it while it is offline.
@@ -201,7 +203,7 @@ pub async fn recover<D: Disk>(
     disk.sync_all().await.map_err(failed("sync of the data folder"))?;
     recovery.sync_directories().await?;
     recovery.write_checkpoint(&base).await?;
-    let journal_files = recovery.free_files(&files);
+    let journal_files = recovery.free_files(&files).await;
     let mut recovered = Recovered {
         partitions: Vec::new(),
         journal_files,
@@ -231,7 +233,7 @@ impl<D: Disk> Recovery<'_, D> {
     }
 
     /// The files, with those marked that hold what an offline partition may need.
-    fn free_files(&mut self, files: &[journals::JournalFile]) -> Vec<JournalFileInfo> {
+    async fn free_files(&mut self, files: &[journals::JournalFile]) -> Vec<JournalFileInfo> {
         let mut free = Vec::new();
         for file in files {
             let pinned = file
@@ -240,7 +242,9 @@ impl<D: Disk> Recovery<'_, D> {
             if pinned {
                 self.findings.push(format!("{} is kept for a partition that is offline", file.path));
             }
-            free.push(JournalFileInfo { usable: !pinned, ..file.info });
+            // Where the disk cannot tell, it is laid out again.
+            let laid_out = self.disk.is_laid_out(&file.path).await.unwrap_or(false);
+            free.push(JournalFileInfo { usable: !pinned, laid_out, ..file.info });
         }
         free
     }

@@ -36,6 +36,7 @@ use flumen_core::types::{LeaderEpoch, Offset};
 
 pub use index::{IndexError, OffsetEntry, SegmentIndex, TimeEntry};
 pub use lookup::Found;
+pub(crate) use lookup::{Cursor, timestamp_of};
 pub use reader::{ReaderMetrics, ReaderSettings, SegmentReader};
 
 /// What the engine knows of a segment at the moment of a read. The reader trusts nothing past it.
@@ -55,6 +56,8 @@ pub struct SegmentView {
     pub live: Option<Rc<RefCell<SegmentIndex>>>,
     /// `index.interval.bytes`, for the index of a closed segment that must be rebuilt.
     pub index_interval_bytes: u32,
+    /// [`SegmentReader::era`] when this was known: another file may bear the path later.
+    pub era: u64,
 }
 
 /// Why a segment could not be read. Nothing is ever skipped: the bytes at this place cannot be had.

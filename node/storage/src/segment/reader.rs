@@ -96,6 +96,8 @@ pub struct SegmentReader<D: Disk> {
     pub(super) indexes: RefCell<Lru<Loaded>>,
     streams: RefCell<Vec<Stream<D::Buffer>>>,
     clock: Cell<u64>,
+    /// How often something was forgotten.
+    era: Cell<u64>,
     pub(super) metrics: Cell<ReaderMetrics>,
 }
 
@@ -114,6 +116,7 @@ impl<D: Disk> SegmentReader<D> {
             indexes: RefCell::new(Lru::new(settings.index_bytes_max)),
             streams: RefCell::default(),
             clock: Cell::new(0),
+            era: Cell::new(0),
             metrics: Cell::default(),
             disk,
             settings,
@@ -133,9 +136,20 @@ impl<D: Disk> SegmentReader<D> {
         self.indexes.borrow().weight() + chunks(&self.streams.borrow())
     }
 
+    /// Rises whenever something is forgotten. What a read finds that began before is not kept: its path may be
+    /// another file's by then.
+    pub fn era(&self) -> u64 {
+        self.era.get()
+    }
+
+    pub(super) fn is_current(&self, view: &SegmentView) -> bool {
+        view.era == self.era.get()
+    }
+
     /// Forgets all segments whose path begins with `prefix`: they were removed, renamed or cut. Also closes
     /// their files, so that the space comes back.
     pub fn forget(&self, prefix: &str) {
+        self.era.set(self.era.get() + 1);
         self.files.borrow_mut().remove_prefix(prefix);
         self.indexes.borrow_mut().remove_prefix(prefix);
         self.streams.borrow_mut().retain(|stream| !stream.path.starts_with(prefix));
@@ -279,7 +293,9 @@ impl<D: Disk> SegmentReader<D> {
         }
         let opened = self.disk.open(&view.log_path(), OpenMode::default()).await;
         let file = Rc::new(opened.map_err(|error| view.io(0, error))?);
-        self.files.borrow_mut().insert(view.path.clone(), file.clone(), 1);
+        if self.is_current(view) {
+            self.files.borrow_mut().insert(view.path.clone(), file.clone(), 1);
+        }
         Ok(file)
     }
 
@@ -306,6 +322,9 @@ impl<D: Disk> SegmentReader<D> {
     }
 
     fn remember(&self, view: &SegmentView, next: Start, window: usize, chunk: Option<Chunk<D::Buffer>>) {
+        if !self.is_current(view) {
+            return;
+        }
         let offset = match next.expect {
             Expect::Base(offset) | Expect::BaseFrom(offset) => offset,
             // Nothing was taken or passed over: there is no place to go on from.

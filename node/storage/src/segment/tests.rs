@@ -64,6 +64,7 @@ fn view(batches: &[Batch]) -> SegmentView {
         contiguous: true,
         live: None,
         index_interval_bytes: INTERVAL,
+        era: 0,
     }
 }
 

@@ -398,17 +398,21 @@ impl Disk for SimDisk {
         let mark = self.world.state.borrow_mut().tree.mark();
         self.whole(Operation::Sync, "sync_all", format_args!("sync_all"), 0, move |tree, outcome| {
             match outcome {
-                Outcome::Done | Outcome::Interrupted(_) => {
-                    tree.sync_all(mark);
-                    Ok(())
-                }
+                Outcome::Done | Outcome::Interrupted(_) => match tree.sync_all(mark) {
+                    true => Ok(()),
+                    false => Err(injected(io::ErrorKind::Other)),
+                },
                 Outcome::Failed(kind, random) => {
-                    tree.sync_all_failed(mark, random);
+                    tree.fail_sync_all(mark, random);
                     Err(injected(kind))
                 }
             }
         })
         .await
+    }
+
+    async fn is_laid_out(&self, _path: &str) -> io::Result<bool> {
+        Ok(false)
     }
 
     async fn sleep(&self, time: Duration) {

@@ -41,6 +41,8 @@ pub(super) struct Tree {
     nodes: BTreeMap<Inode, Node>,
     next_inode: Inode,
     handles: BTreeMap<Inode, usize>,
+    /// A sync of everything has failed in this life.
+    sync_all_failed: bool,
     sequence: u64,
     capacity_blocks: u64,
 }
@@ -109,7 +111,14 @@ impl Tree {
     pub(super) fn new(capacity: u64) -> Tree {
         let nodes = BTreeMap::from([(ROOT, Node::Directory(Directory::default()))]);
         let capacity_blocks = capacity / crate::disk::BLOCK as u64;
-        Tree { nodes, next_inode: 1, handles: BTreeMap::new(), sequence: 1, capacity_blocks }
+        Tree {
+            nodes,
+            next_inode: 1,
+            handles: BTreeMap::new(),
+            sync_all_failed: false,
+            sequence: 1,
+            capacity_blocks,
+        }
     }
 
     /// A number greater than that of everything that has completed so far.
@@ -310,16 +319,22 @@ impl Tree {
         Ok(())
     }
 
-    pub(super) fn sync_all(&mut self, mark: u64) {
+    /// `false` where one has failed before in this life: the contract of `Disk::sync_all`.
+    pub(super) fn sync_all(&mut self, mark: u64) -> bool {
+        if self.sync_all_failed {
+            return false;
+        }
         for node in self.nodes.values_mut() {
             match node {
                 Node::Directory(directory) => directory.sync(mark),
                 Node::File(content) => content.sync(mark),
             }
         }
+        true
     }
 
-    pub(super) fn sync_all_failed(&mut self, mark: u64, random: &mut Random) {
+    pub(super) fn fail_sync_all(&mut self, mark: u64, random: &mut Random) {
+        self.sync_all_failed = true;
         for node in self.nodes.values_mut() {
             if let Node::File(content) = node {
                 content.sync_all_failed(mark, random);
@@ -327,8 +342,9 @@ impl Tree {
         }
     }
 
-    /// Nothing is open any more, and an error that was due to an open file is told to nobody.
+    /// The process is gone: nothing is open any more, and an error that was due to an open file is told to nobody.
     fn forget_handles(&mut self) {
+        self.sync_all_failed = false;
         self.handles.clear();
         for node in self.nodes.values_mut() {
             if let Node::File(content) = node {

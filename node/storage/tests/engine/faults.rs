@@ -93,8 +93,13 @@ fn a_full_disk_refuses_what_has_no_space_and_recovers() {
         let mut refused = 0;
         for tag in 1000..1400 {
             let (bytes, header) = batch(tag, 1, 1000);
-            let now = disk.now_ms();
-            let placed = engine.append(slots[0], now, bytes.clone(), &header, tag).unwrap();
+            let placed = loop {
+                match engine.append(slots[0], disk.now_ms(), bytes.clone(), &header, tag) {
+                    Ok(placed) => break placed,
+                    Err((_, AppendError::Full)) => disk.sleep(Duration::from_millis(1)).await,
+                    Err(refused) => panic!("{refused:?}"),
+                }
+            };
             until_settled(&disk, &sink, 1).await;
             match sink.0.borrow_mut().answers.pop().unwrap().1 {
                 Ok(()) => kept[0].push((placed.base_offset.0, bytes[61..].to_vec())),
@@ -193,17 +198,23 @@ fn a_flipped_bit_in_acknowledged_journal_data_is_reported_and_never_cut() {
     let disk = sim.disk();
     sim.run(async move {
         // A byte within the first partition's batch of the second group.
-        let journal = &disk.files()["journal/00"];
-        let found =
-            (2 * 4096..journal.len()).filter(|at| journal[*at..].starts_with(&[0, 0, 0, 0, 0, 0, 0, 100]));
-        let at = found.into_iter().next().unwrap();
-        disk.corrupt("journal/00", at as u64 + 3, 0x10).unwrap();
+        let files = disk.files();
+        let batch = |journal: &[u8]| {
+            let wanted = |at: &usize| {
+                let second = journal[at / 4096 * 4096..].starts_with(b"FLUMGRUP");
+                second && journal[*at..].starts_with(&[0, 0, 0, 0, 0, 0, 0, 100])
+            };
+            (4096..journal.len()).find(wanted)
+        };
+        let mut journals = files.iter().filter(|(path, _)| path.starts_with("journal/"));
+        let (path, at) = journals.find_map(|(path, journal)| Some((path, batch(journal)?))).unwrap();
+        disk.corrupt(path, at as u64 + 3, 0x10).unwrap();
         for incarnation in 2..4 {
             let recovered = recovered(&disk, incarnation, 2).await;
             let offline: Vec<&str> =
                 recovered.partitions.iter().filter_map(|p| p.offline.as_deref()).collect();
             assert_eq!(offline.len(), 1, "only the partition concerned: {:?}", recovered.findings);
-            assert!(offline[0].contains("journal/00 at position"), "{offline:?}");
+            assert!(offline[0].contains(&format!("{path} at position")), "{offline:?}");
             assert!(recovered.journal_files.iter().any(|file| !file.usable), "kept");
             assert_eq!(recovered.partitions[1].offsets().1, Offset(8), "the other is whole");
         }
@@ -365,9 +376,10 @@ fn a_failed_sync_is_never_believed_later() {
     let sim = run(async move |disk| {
         let (engine, sink, slots, _) = node(&disk, 1, 2).await;
         let mut all = produce(&disk, &engine, &sink, &slots, 10).await;
-        // `syncfs` fails, and then the sync of one of the files.
-        disk.inject(Fault { count: 1, ..fault("sync_all", Operation::Sync, ErrorKind::Other) });
-        disk.inject(Fault { count: 1, ..fault("t-0/", Operation::Sync, ErrorKind::Other) });
+        // A sync fails, of one partition's bulk.
+        disk.inject(Fault { count: 1, ..fault("t-0", Operation::Sync, ErrorKind::Other) });
+        let (big, header) = batch(9, 1, 40_000);
+        engine.append(slots[0], 0, big, &header, 9).ok();
         for _ in 0..40 {
             if sink.0.borrow().offline.is_empty() {
                 disk.sleep(Duration::from_millis(50)).await;
@@ -378,15 +390,58 @@ fn a_failed_sync_is_never_believed_later() {
             offline.iter().all(|(_, reason)| reason.contains("sync")) && !offline.is_empty(),
             "{offline:?}"
         );
+        sink.0.borrow_mut().answers.clear();
         let more = produce(&disk, &engine, &sink, &slots, 30).await;
         assert!(more[0].is_empty());
-        // The simulated disk may have failed the other's writes too; where it did not, it goes on.
         all[1].extend(more[1].clone());
         disk.sleep(Duration::from_secs(1)).await;
         *seen.borrow_mut() = all;
     });
     let kept = kept.take();
     after_crash(sim, Crash::Power, 2, kept);
+}
+
+/// Runs `trouble` on a node of which everything is staged and nothing filled, and expects the engine to end for a reason
+/// that holds `reason`; what was acknowledged is there in the next life.
+fn ends_the_engine(trouble: Fault, reason: &'static str) {
+    let kept: Rc<RefCell<Vec<_>>> = Rc::default();
+    let seen = kept.clone();
+    let sim = run(async move |disk| {
+        let recovered = recovered(&disk, 1, 2).await;
+        let (engine, sink, ended) = started(&disk, settings(1, 0, 1), recovered.journal_files_of(0, 1));
+        engine.prepare().await;
+        let mut slots = Vec::new();
+        for partition in recovered.partitions {
+            slots.push(engine.adopt(partition).await.unwrap());
+        }
+        *seen.borrow_mut() = produce(&disk, &engine, &sink, &slots, 10).await;
+        disk.inject(trouble);
+        for tag in 0..10_000 {
+            if ended.borrow().is_some() {
+                break;
+            }
+            let (bytes, header) = batch(tag, 1, 2000);
+            engine.append(slots[0], 0, bytes, &header, tag).ok();
+            disk.sleep(Duration::from_millis(5)).await;
+        }
+        let said = ended.borrow().clone().expect("the engine has ended");
+        assert!(said.contains(reason), "{said}");
+        engine.stop().await;
+        disk.clear_faults();
+    });
+    let kept = kept.take();
+    after_crash(sim, Crash::Power, 2, kept);
+}
+
+#[test]
+fn a_failed_sync_of_everything_ends_the_engine() {
+    let trouble = Fault { count: 1, ..fault("sync_all", Operation::Sync, ErrorKind::Other) };
+    ends_the_engine(trouble, "sync of the data folder");
+}
+
+#[test]
+fn a_journal_file_that_cannot_be_made_ends_the_engine() {
+    ends_the_engine(fault("journal/", Operation::Length, ErrorKind::Other), "journal/");
 }
 
 #[test]

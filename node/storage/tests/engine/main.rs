@@ -17,6 +17,7 @@ use flumen_wire::ErrorCode;
 use flumen_wire::batch::{BatchBuilder, BatchHeader, Batches, NewRecord};
 use flumen_wire::compression::Compression;
 
+mod compaction;
 mod faults;
 
 const DIRECTORY_ID: [u8; 16] = [9; 16];
@@ -85,14 +86,32 @@ fn batch(tag: u64, records: usize, size: usize) -> (Bytes, BatchHeader) {
 
 type TestEngine = Rc<Engine<SimDisk, u64>>;
 
+/// What ended an engine's journal, once something has.
+type Ended = Rc<RefCell<Option<String>>>;
+
 /// One engine with its loops running.
-fn start(disk: &SimDisk, settings: EngineSettings, files: Vec<JournalFileInfo>) -> (TestEngine, TestSink) {
+fn started(
+    disk: &SimDisk,
+    settings: EngineSettings,
+    files: Vec<JournalFileInfo>,
+) -> (TestEngine, TestSink, Ended) {
     let sink = TestSink::default();
     let engine = Engine::new(disk.clone(), settings, files, sink.clone());
-    let journal = engine.clone();
-    disk.spawn(async move { journal.run_journal().await.unwrap() });
+    let (journal, ended) = (engine.clone(), Ended::default());
+    let end = ended.clone();
+    disk.spawn(async move {
+        if let Err(fault) = journal.run_journal().await {
+            *end.borrow_mut() = Some(fault.to_string());
+        }
+    });
     let upkeep = engine.clone();
     disk.spawn(async move { upkeep.run_maintenance().await });
+    (engine, sink, ended)
+}
+
+/// The same, of an engine that nothing is to end: what does is seen as answers that do not come.
+fn start(disk: &SimDisk, settings: EngineSettings, files: Vec<JournalFileInfo>) -> (TestEngine, TestSink) {
+    let (engine, sink, _) = started(disk, settings, files);
     (engine, sink)
 }
 

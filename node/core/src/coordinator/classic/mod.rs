@@ -19,15 +19,10 @@
 //! - a member id is in `members` or in `pending`, never in both; a static member's name leads to one member id;
 //! - a member has at most one token parked; whoever removes a member answers it.
 
-mod convert;
 mod join;
 mod members;
 mod rebalance;
 mod sync;
-
-pub(in crate::coordinator) use convert::MovedMember;
-pub(in crate::coordinator) use join::{MEMBER_ID_VERSION, new_member_id};
-pub(in crate::coordinator) use members::join_refused;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,7 +44,7 @@ use super::timers::{Timer, Timers};
 use super::{Context, Coordinator};
 
 /// The type of protocols whose bytes the coordinator can read: that of Kafka's consumers.
-pub(in crate::coordinator) const CONSUMER: &str = "consumer";
+const CONSUMER: &str = "consumer";
 /// The version in which Kafka writes the group.
 const VALUE_VERSION: i16 = 3;
 /// No time.
@@ -299,7 +294,7 @@ impl ClassicGroup {
     fn revive(&mut self, fx: &mut Effects<'_>) {
         let Some(written) = self.written.clone() else { return };
         let value = GroupMetadataValue::from_versioned(&written).expect("it was read when it was replayed");
-        self.protocol_type = (!value.protocol_type.is_empty()).then(|| value.protocol_type.into());
+        self.protocol_type = Some(value.protocol_type.into()).filter(|name: &Arc<str>| !name.is_empty());
         self.protocol = value.protocol.map(Into::into);
         self.generation_id = value.generation;
         self.leader = value.leader.map(Into::into);
