@@ -283,6 +283,7 @@ impl World {
         match timer {
             TimerChange::Session { member_id, .. } => drop(self.sessions.insert(member_id)),
             TimerChange::Rebalance { member_id, .. } => drop(self.rebalances.insert(member_id)),
+            TimerChange::RebalanceUnlessSet { .. } => unreachable!("no member speaks the classic protocol"),
             TimerChange::StopRebalance { member_id } => drop(self.rebalances.remove(&member_id)),
             TimerChange::Stop { member_id } => {
                 self.sessions.remove(&member_id);

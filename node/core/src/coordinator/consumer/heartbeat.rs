@@ -74,14 +74,18 @@ impl ConsumerGroup {
 
     /// Decides on a member that has not been heard of in time.
     pub fn session_expired(&self, context: &Context<'_>, member_id: &str) -> Decision<()> {
-        self.fence(context, member_id)
+        self.fence(context, [member_id])
     }
 
     /// Decides on a member that had to give up partitions by now.
     pub fn rebalance_expired(&self, context: &Context<'_>, member_id: &str) -> Decision<()> {
         match self.member(member_id) {
-            Some(member) if member.current.state == MemberState::UnrevokedPartitions => {
-                self.fence(context, member_id)
+            Some(member)
+                if member.current.state == MemberState::UnrevokedPartitions
+                    // Their timer runs while they have to join again, or to ask for what they got.
+                    || member.metadata.classic.is_some() =>
+            {
+                self.fence(context, [member_id])
             }
             _ => Decision { records: Vec::new(), answer: (), timers: Vec::new() },
         }
@@ -112,54 +116,28 @@ impl ConsumerGroup {
         };
 
         let metadata = updated(&before.metadata, heartbeat);
-        let resubscribes = is_new
-            || metadata.subscribed_topic_names != before.metadata.subscribed_topic_names
-            || metadata.subscribed_topic_regex != before.metadata.subscribed_topic_regex;
-        if is_new || metadata != *before.metadata {
-            if let Some(regex) = metadata.expression() {
-                draft.add_expression(context, regex)?;
-            }
-            draft.push(Change::Member(Arc::clone(&id), Some(Arc::new(metadata))));
-            draft.check_bytes()?;
-        }
-        if resubscribes {
-            draft.drop_unused_expressions();
-        }
-        if resubscribes || self.is_metadata_newer(context.image) {
-            draft.refresh_expressions(context);
-            draft.raise_epoch(context, resubscribes);
-        }
-        draft.assign(context);
-
-        let current = draft.group.reconciled(&id, &before.current, owned.as_ref());
+        let told = before.current.assigned.clone();
         let is_full = request.rebalance_timeout_ms != -1
             && (request.subscribed_topic_names.is_some() || request.subscribed_topic_regex.is_some())
             && owned.is_some();
-        let tells = request.member_epoch == 0 || is_full || current.assigned != before.current.assigned;
+        let (records, after) = draft.advance(
+            context,
+            &mut timers,
+            Arrival { id: Arc::clone(&id), before, is_new, metadata, owned },
+        )?;
+        let tells = request.member_epoch == 0 || is_full || after.assigned != told;
         let answer = HeartbeatAnswer {
-            member_id: Arc::clone(&id),
-            member_epoch: current.member_epoch,
+            member_id: id,
+            member_epoch: after.member_epoch,
             heartbeat_interval_ms: context.settings.heartbeat_interval_ms,
-            assignment: tells.then(|| current.assigned.clone()),
+            assignment: tells.then_some(after.assigned),
         };
-        let has_moved = draft.group.member(&id).is_none_or(|member| member.current != current);
-        let Draft { group, mut records } = draft;
-        let metadata = group.member(&id).map_or(&before.metadata, |member| &member.metadata);
-        let after = Member { metadata: Arc::clone(metadata), current };
-        timers.extend(member_timers(context, &id, &after).into_iter().filter(|timer| match timer {
-            TimerChange::Session { .. } => true,
-            _ => has_moved,
-        }));
-        if has_moved {
-            // Last, so that nothing has to see it in the draft.
-            records.push(Change::Current(id, Some(after.current)));
-        }
         // Only now is it certain that the records of this comparison are appended.
         self.compared_with.set(Some(context.image.offset()));
         Ok(Decision { records, answer, timers })
     }
 
-    fn check_room(
+    pub(super) fn check_room(
         &self,
         context: &Context<'_>,
         member_id: &str,
@@ -197,7 +175,7 @@ impl ConsumerGroup {
             assignment: None,
         };
         if request.member_epoch == LEAVE_EPOCH {
-            let Decision { records, timers, .. } = self.fence(context, id);
+            let Decision { records, timers, .. } = self.fence(context, [&**id]);
             return Ok(Decision { records, answer, timers });
         }
         let away = CurrentAssignment {
@@ -214,20 +192,32 @@ impl ConsumerGroup {
         })
     }
 
-    /// Removes a member, and has the rest share what it had.
-    fn fence(&self, context: &Context<'_>, member_id: &str) -> Decision<()> {
+    /// Removes members, and has the rest share what they had.
+    pub(super) fn fence<'m>(
+        &self,
+        context: &Context<'_>,
+        member_ids: impl IntoIterator<Item = &'m str>,
+    ) -> Decision<()> {
         let mut draft = Draft::of(self);
         let mut timers = Vec::new();
-        if let Some((id, _)) = self.members.get_key_value(member_id) {
-            draft.remove(id);
+        for member_id in member_ids {
+            if let Some((id, _)) = self.members.get_key_value(member_id) {
+                draft.remove(id);
+                timers.push(TimerChange::Stop { member_id: Arc::clone(id) });
+            }
+        }
+        if !draft.records.is_empty() {
             draft.drop_unused_expressions();
             draft.raise_epoch(context, true);
-            timers.push(TimerChange::Stop { member_id: Arc::clone(id) });
         }
         Decision { records: draft.records, answer: (), timers }
     }
 
-    fn known_static(&self, member_id: &str, instance_id: &str) -> Result<(&Arc<str>, &Member), Refused> {
+    pub(super) fn known_static(
+        &self,
+        member_id: &str,
+        instance_id: &str,
+    ) -> Result<(&Arc<str>, &Member), Refused> {
         let (id, member) = self.static_member(instance_id).ok_or_else(|| {
             Refused::new(ErrorCode::UnknownMemberId, format!("Instance id {instance_id} is unknown."))
         })?;
@@ -243,10 +233,65 @@ impl ConsumerGroup {
     }
 }
 
-/// Who a heartbeat is from: the member's id, the member as it was before, whether it is new.
-type Admitted = (Arc<str>, Member, bool);
+/// Who a request is from: the member's id, the member as it was before, whether it is new.
+pub(super) type Admitted = (Arc<str>, Member, bool);
+
+/// A member that comes to be told what to own.
+pub(super) struct Arrival {
+    pub(super) id: Arc<str>,
+    /// As it was.
+    pub(super) before: Member,
+    pub(super) is_new: bool,
+    /// What it says about itself now.
+    pub(super) metadata: MemberMetadata,
+    /// What it says that it owns.
+    pub(super) owned: Option<Partitions>,
+}
 
 impl Draft<'_> {
+    /// Takes in what a member says, gives everybody a target, and takes the member one step towards its own. Returns all
+    /// records of the decision, and what the member has now.
+    pub(super) fn advance(
+        mut self,
+        context: &Context<'_>,
+        timers: &mut Vec<TimerChange>,
+        arrival: Arrival,
+    ) -> Result<(Vec<Change>, CurrentAssignment), Refused> {
+        let Arrival { id, before, is_new, metadata, owned } = arrival;
+        let resubscribes = is_new
+            || metadata.subscribed_topic_names != before.metadata.subscribed_topic_names
+            || metadata.subscribed_topic_regex != before.metadata.subscribed_topic_regex;
+        if is_new || metadata != *before.metadata {
+            if let Some(regex) = metadata.expression() {
+                self.add_expression(context, regex)?;
+            }
+            self.push(Change::Member(Arc::clone(&id), Some(Arc::new(metadata))));
+            self.check_bytes()?;
+        }
+        if resubscribes {
+            self.drop_unused_expressions();
+        }
+        if resubscribes || self.group.is_metadata_newer(context.image) {
+            self.refresh_expressions(context);
+            self.raise_epoch(context, resubscribes);
+        }
+        self.assign(context);
+
+        let current = self.group.reconciled(&id, &before.current, owned.as_ref());
+        let Draft { group, mut records } = self;
+        let known = group.member(&id);
+        let has_moved = known.is_none_or(|member| member.current != current);
+        let metadata = known.map_or(&before.metadata, |member| &member.metadata);
+        let after = Member { metadata: Arc::clone(metadata), current };
+        let is_due = |timer: &TimerChange| has_moved || matches!(timer, TimerChange::Session { .. });
+        timers.extend(member_timers(context, &id, &after).into_iter().filter(is_due));
+        if has_moved {
+            // Last, so that nothing has to see it in the draft.
+            records.push(Change::Current(id, Some(after.current.clone())));
+        }
+        Ok((records, after.current))
+    }
+
     /// The dynamic member that a heartbeat is from.
     fn admit(
         &mut self,
@@ -291,7 +336,8 @@ impl Draft<'_> {
         if *known == *member_id {
             return Ok((known, rejoining(member), false));
         }
-        if member.current.member_epoch != LEAVE_STATIC_EPOCH {
+        // Members of the classic protocol do not say that they will be back; the last one counts.
+        if member.current.member_epoch != LEAVE_STATIC_EPOCH && member.metadata.classic.is_none() {
             return Err(Refused::new(
                 ErrorCode::UnreleasedInstanceId,
                 format!(
@@ -300,16 +346,27 @@ impl Draft<'_> {
                 ),
             ));
         }
-        // The new one takes over all that the old one had.
         let id: Arc<str> = Arc::from(member_id);
-        let target = self.group.target(&known);
-        let member = rejoining(member);
-        self.remove(&known);
-        timers.push(TimerChange::Stop { member_id: known });
-        self.push(Change::Member(Arc::clone(&id), Some(Arc::clone(&member.metadata))));
-        self.push(Change::Target(Arc::clone(&id), Some(target)));
-        self.push(Change::Current(Arc::clone(&id), Some(member.current.clone())));
+        let member = self.replace_static(&known, &id, member, timers);
         Ok((id, member, false))
+    }
+
+    /// Gives a new member all that the one before it with its instance id had.
+    pub(super) fn replace_static(
+        &mut self,
+        known: &Arc<str>,
+        id: &Arc<str>,
+        member: Member,
+        timers: &mut Vec<TimerChange>,
+    ) -> Member {
+        let target = self.group.target(known);
+        let member = rejoining(member);
+        self.remove(known);
+        timers.push(TimerChange::Stop { member_id: Arc::clone(known) });
+        self.push(Change::Member(Arc::clone(id), Some(Arc::clone(&member.metadata))));
+        self.push(Change::Target(Arc::clone(id), Some(target)));
+        self.push(Change::Current(Arc::clone(id), Some(member.current.clone())));
+        member
     }
 
     /// What members say is kept, in memory and in the log.
@@ -367,11 +424,14 @@ fn updated(before: &MemberMetadata, heartbeat: &Heartbeat<'_>) -> MemberMetadata
 }
 
 /// The timers that a member in this state has.
-fn member_timers(context: &Context<'_>, id: &Arc<str>, member: &Member) -> [TimerChange; 2] {
+pub(super) fn member_timers(context: &Context<'_>, id: &Arc<str>, member: &Member) -> [TimerChange; 2] {
     let member_id = || Arc::clone(id);
-    let session =
-        TimerChange::Session { member_id: member_id(), after_ms: context.settings.session_timeout_ms };
+    let own = member.metadata.classic.as_ref().map(|classic| classic.session_timeout_ms);
+    let after_ms = own.unwrap_or(context.settings.session_timeout_ms);
+    let session = TimerChange::Session { member_id: member_id(), after_ms };
     let rebalance = match member.current.state {
+        // Those of members that speak the classic protocol: `classic`.
+        _ if own.is_some() => TimerChange::StopRebalance { member_id: member_id() },
         MemberState::UnrevokedPartitions => {
             TimerChange::Rebalance { member_id: member_id(), after_ms: member.metadata.rebalance_timeout_ms }
         }

@@ -31,6 +31,7 @@
 //! | `target` | epochs, regular expressions, running the assignor |
 //! | `reconcile` | the step of one member towards its target |
 //! | `expression` | regular expressions against topics |
+//! | `classic`, `migrate` | members that speak the classic protocol; from one kind of group to the other |
 //! | `describe` | what others may see |
 //! | `requests`, `encode` | the group within its coordinator, and in the log |
 
@@ -41,6 +42,7 @@ mod encode;
 mod expression;
 mod group;
 mod heartbeat;
+mod migrate;
 mod reconcile;
 mod requests;
 mod target;
@@ -56,6 +58,7 @@ pub use change::{
     Change, ClassicMember, CurrentAssignment, GroupEpoch, MemberMetadata, MemberState, ResolvedExpression,
     TargetEpoch,
 };
+pub use classic::{ClassicJoin, ClassicJoined, ClassicSynced};
 pub use describe::{DescribedGroup, DescribedMember, GroupState};
 pub use group::{ConsumerGroup, Member};
 pub use heartbeat::{Client, Heartbeat, HeartbeatAnswer, LEAVE_EPOCH, LEAVE_STATIC_EPOCH};
@@ -107,6 +110,14 @@ pub enum TimerChange {
     },
     /// The member has to give up partitions within this time, or [`ConsumerGroup::rebalance_expired`] is asked.
     Rebalance {
+        /// The member.
+        member_id: Arc<str>,
+        /// Milliseconds from now.
+        after_ms: i32,
+    },
+    /// A member that speaks the classic protocol has to join within this time, or is asked after likewise. A timer that
+    /// runs already stays.
+    RebalanceUnlessSet {
         /// The member.
         member_id: Arc<str>,
         /// Milliseconds from now.

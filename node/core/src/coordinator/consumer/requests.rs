@@ -39,7 +39,7 @@ impl GroupSettings {
 }
 
 /// Runs `decide` with what decisions of a group are made from.
-fn in_context<R>(cx: &coordinator::Context<'_>, decide: impl FnOnce(&Context<'_>) -> R) -> R {
+pub(super) fn in_context<R>(cx: &coordinator::Context<'_>, decide: impl FnOnce(&Context<'_>) -> R) -> R {
     let settings = GroupSettings::of(cx);
     decide(&Context { image: cx.image, settings: &settings, now_ms: cx.now_ms })
 }
@@ -77,6 +77,7 @@ impl Coordinator {
                 // Nobody is in it any more: it becomes a consumer group, and its offsets stay.
                 self.first_heartbeat(cx, heartbeat)?
             }
+            Some(Group::Classic(_)) if joins => return self.upgrade(cx, heartbeat),
             Some(Group::Classic(_)) => return not_found(format!("Group {id} is not a consumer group.")),
             None if joins && self.groups.len() >= GROUPS_PER_COORDINATOR_MAX => {
                 let text = format!("There are {GROUPS_PER_COORDINATOR_MAX} groups already.");
@@ -116,8 +117,9 @@ impl Coordinator {
         })
     }
 
-    /// Writes what was decided and sets the timers.
-    fn carry_out<R>(
+    /// Writes what was decided and sets the timers. A group that has lost its last member of the consumer protocol by
+    /// it becomes a classic one.
+    pub(super) fn carry_out<R>(
         &mut self,
         cx: &coordinator::Context<'_>,
         group_id: &Arc<str>,
@@ -126,13 +128,19 @@ impl Coordinator {
         let records = decision.records.iter().map(|change| change.encode(group_id)).collect();
         self.write_all(records);
         decision.timers.into_iter().for_each(|change| self.set_timer(cx, group_id, change));
+        self.downgrade_if_all_classic(cx, group_id);
         decision.answer
     }
 }
 
 /// Timers.
 impl Coordinator {
-    fn set_timer(&mut self, cx: &coordinator::Context<'_>, group_id: &Arc<str>, change: TimerChange) {
+    pub(super) fn set_timer(
+        &mut self,
+        cx: &coordinator::Context<'_>,
+        group_id: &Arc<str>,
+        change: TimerChange,
+    ) {
         let at = |after_ms: i32| cx.now + Duration::from_millis(u64::try_from(after_ms).unwrap_or(0));
         match change {
             TimerChange::Session { member_id, after_ms } => {
@@ -140,6 +148,12 @@ impl Coordinator {
             }
             TimerChange::Rebalance { member_id, after_ms } => {
                 self.timers.set(group_id, Timer::ConsumerRebalance(member_id), at(after_ms));
+            }
+            TimerChange::RebalanceUnlessSet { member_id, after_ms } => {
+                let timer = Timer::ConsumerRebalance(member_id);
+                if !self.timers.is_set(group_id, timer.clone()) {
+                    self.timers.set(group_id, timer, at(after_ms));
+                }
             }
             TimerChange::StopRebalance { member_id } => {
                 self.timers.cancel(group_id, Timer::ConsumerRebalance(member_id));
