@@ -14,6 +14,9 @@ KAFKA_JARS = CLIENTS / "kafka-jars"
 DATA = CLIENTS / "vega-datasets" / "package" / "data"
 # Built from tests/clients, a workspace of its own.
 PROGRAMS = CLIENTS / "programs" / "release"
+JAVA_PROGRAMS = CLIENTS / "java"
+GO_PROGRAMS = CLIENTS / "go"
+NODE_PROGRAMS = CLIENTS / "node"
 
 
 def node_binary() -> pathlib.Path:

@@ -91,6 +91,7 @@ impl World {
         let token = self.ask(0, Request::DescribeGroup(group_id));
         match self.answers.remove(&token) {
             Some(Answer::Described(group)) => group.members.len(),
+            Some(Answer::Failed(ErrorCode::GroupIdNotFound)) => 0,
             other => panic!("{other:?}"),
         }
     }
@@ -107,10 +108,7 @@ impl World {
     }
 }
 
-fn sync<'a>(
-    member_id: &'a str,
-    assignments: Vec<SyncGroupRequestAssignment<'a>>,
-) -> SyncGroupRequest<'a> {
+fn sync<'a>(member_id: &'a str, assignments: Vec<SyncGroupRequestAssignment<'a>>) -> SyncGroupRequest<'a> {
     SyncGroupRequest {
         group_id: "g",
         generation_id: 1,
@@ -138,7 +136,8 @@ fn a_storm_of_500_members() {
         })
         .collect();
     let tokens: Vec<u64> = ids.iter().map(|id| world.join(9, "g", id, &metadata)).collect();
-    world.wait(Duration::from_secs(60));
+    // As long as members come, the first generation waits a second time.
+    world.wait(Duration::from_secs(6));
     let answers: Vec<JoinAnswer> = tokens.into_iter().map(|token| world.joined(token)).collect();
     assert!(answers.iter().all(|answer| answer.error == ErrorCode::None && answer.generation_id == 1));
     let leaders: Vec<_> = answers.iter().filter(|answer| !answer.members.is_empty()).collect();
@@ -150,8 +149,9 @@ fn a_storm_of_500_members() {
         .filter(|id| **id != leader)
         .map(|id| world.ask(5, Request::SyncGroup(&sync(id, Vec::new()))))
         .collect();
-    let assignments =
-        ids.iter().map(|member_id| SyncGroupRequestAssignment { member_id, assignment: member_id.as_bytes() });
+    let assignments = ids
+        .iter()
+        .map(|member_id| SyncGroupRequestAssignment { member_id, assignment: member_id.as_bytes() });
     world.ask(5, Request::SyncGroup(&sync(&leader, assignments.collect())));
     assert_eq!(waiting.len(), 499);
     assert!(waiting.iter().all(|token| matches!(world.answers[token], Answer::Synced(_))));
@@ -183,8 +183,8 @@ fn a_member_that_joins_and_dies_a_thousand_times() {
             world.wait(Duration::from_secs(1));
         }
         let at_work = world.members("g");
-        // Before KIP-394 nobody knows which are dead until five minutes have passed; since, ten seconds do.
-        assert!(at_work <= if version < 4 { 302 } else { 12 }, "{at_work} members");
+        // Before KIP-394 nobody knows which are dead until five minutes have passed; since, a minute does, in which the others are waited for.
+        assert!(at_work <= if version < 4 { 302 } else { 40 }, "{at_work} members");
         world.wait(Duration::from_secs(900));
         assert_eq!(world.members("g"), 0);
         assert_eq!(world.coordinator.unanswered(), 0, "version {version}");

@@ -290,7 +290,7 @@ impl Shard {
             now_ms: runtime::now_ms(),
             image: &image,
             config: &config.group,
-            uuid: self.random(|random| random_uuid(random)),
+            uuid: self.random(random_uuid),
         };
         let (has_work, deadline) = {
             let mut coordinator = seat.coordinator.borrow_mut();

@@ -2,8 +2,8 @@
 
 use super::varint;
 use super::{
-    CONTROL_BIT, CRC_AT, CRC_FROM, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC, PREFIX_LEN, TRANSACTIONAL_BIT,
-    TimestampType,
+    Attributes, BatchHeader, CONTROL_BIT, CRC_AT, CRC_FROM, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC,
+    PREFIX_LEN, TRANSACTIONAL_BIT, TimestampType,
 };
 use crate::compression::{self, Compression};
 use crate::crc::crc32c;
@@ -189,25 +189,22 @@ impl BatchBuilder {
     fn write_header(&self, out: &mut [u8]) {
         let batch_length = i32::try_from(out.len() - PREFIX_LEN).expect("a batch is below 2 GiB");
         let last_offset_delta = (self.next_offset_delta - 1).max(0);
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            out[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
+        let header = BatchHeader {
+            base_offset: self.base_offset,
+            batch_length,
+            partition_leader_epoch: self.leader_epoch,
+            magic: MAGIC,
+            crc: 0,
+            attributes: Attributes(self.attributes),
+            last_offset_delta,
+            base_timestamp: self.base_timestamp,
+            max_timestamp: self.max_timestamp,
+            producer_id: self.producer_id,
+            producer_epoch: self.producer_epoch,
+            base_sequence: self.base_sequence,
+            record_count: self.count,
         };
-        put(&self.base_offset.to_be_bytes());
-        put(&batch_length.to_be_bytes());
-        put(&self.leader_epoch.to_be_bytes());
-        put(&MAGIC.to_be_bytes());
-        put(&[0; 4]);
-        put(&self.attributes.to_be_bytes());
-        put(&last_offset_delta.to_be_bytes());
-        put(&self.base_timestamp.to_be_bytes());
-        put(&self.max_timestamp.to_be_bytes());
-        put(&self.producer_id.to_be_bytes());
-        put(&self.producer_epoch.to_be_bytes());
-        put(&self.base_sequence.to_be_bytes());
-        put(&self.count.to_be_bytes());
-        assert_eq!(at, HEADER_LEN);
+        header.write(batch_length, out);
         let crc = crc32c(&out[CRC_FROM..]);
         out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
     }

@@ -118,11 +118,16 @@ impl<'a> RawBatch<'a> {
 /// The records of one batch, opened. Holds the decompressed bytes that the records borrow.
 #[derive(Clone, Debug)]
 pub struct RecordSet<'a> {
-    header: BatchHeader,
-    body: Cow<'a, [u8]>,
+    pub(super) header: BatchHeader,
+    pub(super) body: Cow<'a, [u8]>,
 }
 
 impl RecordSet<'_> {
+    /// The same, borrowing nothing.
+    pub fn into_owned(self) -> RecordSet<'static> {
+        RecordSet { header: self.header, body: Cow::Owned(self.body.into_owned()) }
+    }
+
     /// Walks the records from the first.
     pub fn iter(&self) -> Records<'_> {
         Records { header: &self.header, body: &self.body, at: 0, index: 0 }

@@ -294,8 +294,7 @@ impl ClassicGroup {
     fn revive(&mut self, fx: &mut Effects<'_>) {
         let Some(written) = self.written.clone() else { return };
         let value = GroupMetadataValue::from_versioned(&written).expect("it was read when it was replayed");
-        let some = |text: &str| (!text.is_empty()).then(|| text.into());
-        self.protocol_type = some(value.protocol_type);
+        self.protocol_type = Some(value.protocol_type.into()).filter(|name: &Arc<str>| !name.is_empty());
         self.protocol = value.protocol.map(Into::into);
         self.generation_id = value.generation;
         self.leader = value.leader.map(Into::into);
