@@ -491,6 +491,25 @@ def test_members_share_and_one_that_leaves_is_replaced(broker, topic, assignor):
             member.wait()
 
 
+def test_a_group_of_the_new_protocol_is_shown(broker, topic):
+    """KIP-848: the coordinator assigns; another request describes it."""
+    create(broker, topic, 3)
+    group = topic + "-group"
+    consumer = places.java(
+        "org.apache.kafka.tools.consumer.ConsoleConsumer", "--bootstrap-server", broker.address, "--topic", topic,
+        "--group", group, "--command-property", "group.protocol=consumer",
+    )  # fmt: skip
+    with subprocess.Popen(consumer, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(broker, group, lambda one: [len(m["assignment"]) for m in one["members"]] == [3])
+            (described,) = good(broker, "group", "describe", group, "--format", "json").json
+            assert (described["type"], described["state"], described["assignor"]) == ("consumer", "Stable", "uniform")
+            listed = {one["group"]: one for one in good(broker, "group", "list", "--format", "json").json}
+            assert listed[group]["type"] == "consumer"
+        finally:
+            process.kill()
+
+
 def wait_for(broker, group, condition, within_s: float = 40):
     deadline = time.monotonic() + within_s
     while True:
