@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What compaction costs, and that it is right: `compaction.py [--updates N] [--keys N] [--seconds N]`.
+"""What compaction costs, and that it is right: `compaction.py [--updates N] [--keys N] [--seconds N]
+[--bytes-per-second N]`.
 
 A node gets N updates over K keys on a compacted topic while it is told not to compact, then a record that closes the last
 segment. Then the open-loop load of `load latency` runs on other topics twice: with nothing to compact, and while the log is
@@ -80,9 +81,11 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=10_000_000)
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--seconds", type=int, default=15)
+    parser.add_argument("--bytes-per-second", type=float, help="log.cleaner.io.max.bytes.per.second")
     arguments = parser.parse_args()
     latencies = ("p50_ms", "p99_ms", "p99_9_ms", "max_ms")
-    with brokers.Flumen(SETTINGS) as broker:
+    rate = {"log.cleaner.io.max.bytes.per.second": str(arguments.bytes_per_second)}
+    with brokers.Flumen(SETTINGS | (rate if arguments.bytes_per_second else {})) as broker:
         filled = compacted(broker, "table", arguments)
         print(f"filled in {filled['elapsed_s']:.1f} s; resident {broker.rss_bytes() >> 20} MiB", flush=True)
         off = foreground(broker, "off", arguments.seconds)
