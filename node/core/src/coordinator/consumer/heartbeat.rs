@@ -471,7 +471,7 @@ fn check_epoch(member: &Member, received: i32, owned: Option<&Partitions>) -> Re
 }
 
 /// What can be said of a heartbeat without the group.
-fn check(context: &Context<'_>, heartbeat: &Heartbeat<'_>) -> Result<(), Refused> {
+pub(super) fn check(context: &Context<'_>, heartbeat: &Heartbeat<'_>) -> Result<(), Refused> {
     let request = heartbeat.request;
     let invalid = |text: &str| Err(Refused::new(ErrorCode::InvalidRequest, text));
     let joins = request.member_epoch == 0;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use flumen_wire::ErrorCode;
 use flumen_wire::messages::consumer_group_heartbeat_request::ConsumerGroupHeartbeatRequest;
 
+use super::heartbeat::check;
 use super::{
     Change, Client, ConsumerGroup, Context, Decision, GroupSettings, GroupState, Heartbeat, HeartbeatAnswer,
     Refused, TimerChange,
@@ -69,7 +70,11 @@ impl Coordinator {
         heartbeat: &Heartbeat<'_>,
     ) -> Result<HeartbeatAnswer, Refused> {
         let id = heartbeat.request.group_id;
-        let not_found = |text: String| Err(Refused::new(ErrorCode::GroupIdNotFound, text));
+        // A request that no group would take is told so, whether or not there is one.
+        let not_found = |text: String| {
+            in_context(cx, |context| check(context, heartbeat))?;
+            Err(Refused::new(ErrorCode::GroupIdNotFound, text))
+        };
         let joins = heartbeat.request.member_epoch == 0;
         let decision = match self.groups.get(id) {
             Some(Group::Consumer(group)) => in_context(cx, |context| group.heartbeat(context, heartbeat))?,
