@@ -260,6 +260,13 @@ impl Disk for GlommioDisk {
         runtime::sleep(time).await;
     }
 
+    fn offload<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = R> {
+        blocking(work)
+    }
+
     fn now_ms(&self) -> i64 {
         runtime::now_ms()
     }

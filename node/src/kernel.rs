@@ -142,7 +142,8 @@ fn lock(data_dir: &Path) -> Result<File, Trouble> {
     Ok(file)
 }
 
-fn check_uring() -> Result<(), Trouble> {
+/// Whether the kernel has all of io_uring that an executor needs, and lets this process use it.
+pub fn check_uring() -> Result<(), Trouble> {
     let known = sys::probe_uring().map_err(|error| {
         let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -195,7 +196,7 @@ fn explain_uring(error: &io::Error, disabled: Option<&str>, status: &str) -> Str
 }
 
 /// Raises the limit of locked memory as far as this process may. The memory that each shard may register.
-fn locked_memory(shards: u16, warnings: &mut Vec<String>) -> Result<usize, Trouble> {
+pub fn locked_memory(shards: u16, warnings: &mut Vec<String>) -> Result<usize, Trouble> {
     const MEND: &str =
         "`ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity, docker: `--ulimit memlock=-1`)";
     let limit = sys::raise_limit(Resource::LockedMemory)
@@ -238,7 +239,8 @@ fn may_lock_all() -> bool {
     bits.is_some_and(|bits| bits >> CAP_IPC_LOCK & 1 == 1)
 }
 
-fn open_files(warnings: &mut Vec<String>) -> Result<u64, Trouble> {
+/// Raises the limit of open files as far as this process may. What it is then.
+pub fn open_files(warnings: &mut Vec<String>) -> Result<u64, Trouble> {
     let limit = sys::raise_limit(Resource::OpenFiles)
         .or_else(|_| sys::limit(Resource::OpenFiles))
         .map_err(|error| Trouble(format!("the limit of open files cannot be read: {error}")))?;

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flumen_core::config::BrokerConfig;
 use flumen_core::metadata::{
     BrokerRegistration, ClusterId, Controller, DirectoryId, Image, Listener, Record,
 };
@@ -24,7 +25,8 @@ use flumen_core::types::{Incarnation, PartitionId, ShardId};
 use flumen_storage::identity::{Identity, identify, next_incarnation};
 use flumen_storage::metadata_log::MetadataLog;
 use flumen_storage::{
-    EngineSettings, JournalFileInfo, KnownPartition, RecoveredPartition, RecoverySettings, recover,
+    CompactionSettings, EngineSettings, JournalFileInfo, KnownPartition, RecoveredPartition,
+    RecoverySettings, recover,
 };
 use futures_util::lock::Mutex;
 
@@ -66,7 +68,7 @@ pub(crate) async fn open(facts: &NodeFacts, listening: SocketAddr) -> Result<Ope
     let (mut log, mut image) =
         MetadataLog::recover(disk.clone(), incarnation.0, snapshot_bytes, random_uuid).await.map_err(text)?;
 
-    let bootstrap = controller(facts, &image).bootstrap(identity.cluster_id, FEATURES_AT_START);
+    let bootstrap = controller(facts, &image).bootstrap(identity.cluster_id, &FEATURES_AT_START);
     write(&mut log, &mut image, bootstrap).await?;
     let registration = registration(facts, folder, listening);
     let registered = controller(facts, &image)
@@ -99,8 +101,16 @@ pub(crate) async fn open(facts: &NodeFacts, listening: SocketAddr) -> Result<Ope
     })
 }
 
-/// Features that a new cluster begins with.
-const FEATURES_AT_START: &[(&str, i16)] = &[("metadata.version", FEATURES[0].2)];
+/// Features that a cluster has from its first start with this release on.
+const FEATURES_AT_START: [(&str, i16); FEATURES.len()] = {
+    let mut features = [("", 0); FEATURES.len()];
+    let mut index = 0;
+    while index < FEATURES.len() {
+        features[index] = (FEATURES[index].0, FEATURES[index].2);
+        index += 1;
+    }
+    features
+};
 
 fn controller<'a>(facts: &'a NodeFacts, image: &'a Image) -> Controller<'a> {
     Controller::new(image, &facts.statics, &facts.config.broker)
@@ -153,6 +163,23 @@ pub(crate) fn engine_settings(facts: &NodeFacts, shard: ShardId, folder: &Folder
         retention_interval: Duration::from_millis(facts.config.broker.log_retention_check_interval_ms),
         producer_expiration_ms: producer_expiration_ms(facts),
         ..usual
+    }
+}
+
+/// The part of `--memory` that maps of keys may take while logs are compacted.
+const COMPACTION_SHARE: u64 = 8;
+
+/// How compaction runs, by the broker settings in force.
+pub(crate) fn compaction_settings(facts: &NodeFacts, config: &BrokerConfig) -> CompactionSettings {
+    let map_bytes = config.log_cleaner_dedupe_buffer_size.min(facts.config.memory / COMPACTION_SHARE);
+    CompactionSettings {
+        enable: config.log_cleaner_enable,
+        backoff: Duration::from_millis(config.log_cleaner_backoff_ms),
+        dedupe_buffer_bytes: usize::try_from(map_bytes).unwrap_or(usize::MAX),
+        load_factor: config.log_cleaner_io_buffer_load_factor,
+        io_buffer_bytes: config.log_cleaner_io_buffer_size as usize,
+        io_bytes_per_second: config.log_cleaner_io_max_bytes_per_second,
+        hash_seed: u64::from_ne_bytes(sys::random_bytes()),
     }
 }
 

@@ -9,6 +9,7 @@ A broker listens on free loopback ports only, which it keeps over restarts, and 
 own temporary folder.
 """
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -24,6 +25,8 @@ from . import places, wire
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 LOG_TAIL_LINES = 60
+# What one bad client may cost, however much it claims.
+GROWTH_MAX = 64 << 20
 
 
 def _clean_environment() -> dict[str, str]:
@@ -31,7 +34,7 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FLUMEN_")}
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: a suite that is killed leaves no broker behind."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -60,6 +63,8 @@ class Broker:
     start_timeout_s: float
     # What it exits with on SIGTERM.
     clean_statuses: tuple[int, ...]
+    # Whether its resident memory tells what a client has cost it.
+    bounded = True
 
     def __init__(self, settings: dict[str, str] | None = None, folder: str | None = None):
         self.settings = dict(settings or {})
@@ -91,7 +96,7 @@ class Broker:
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                env=self._environment(), preexec_fn=_end_with_parent,
+                env=self._environment(), preexec_fn=end_with_parent,
             )  # fmt: skip
 
     def _wait_ready(self, deadline: float) -> None:
@@ -246,6 +251,7 @@ class Kafka(Broker):
     name = "kafka"
     clean_statuses = (0, 143)
     start_timeout_s = 120.0
+    bounded = False
 
     def _prepare(self) -> None:
         properties = self.folder / "server.properties"
@@ -282,6 +288,18 @@ class Kafka(Broker):
             "-XX:MaxInlineLevel=15", "-Djava.awt.headless=true", "-Dflumen.log.level=INFO",
         )  # fmt: skip
         return places.java("kafka.Kafka", str(self.folder / "server.properties"), options=options)
+
+
+@contextlib.contextmanager
+def undisturbed(broker: Broker, growth_max: int = GROWTH_MAX):
+    """What happens inside leaves the broker serving, and not much larger. The reference's heap says nothing."""
+    before = broker.rss_bytes()
+    yield
+    assert broker.running(), "the broker ended"
+    assert wire.answers(broker.port), "the broker does not answer any more"
+    grown = broker.rss_bytes() - before
+    if broker.bounded:
+        assert grown < growth_max, f"{grown / (1 << 20):.0f} MiB more"
 
 
 def _kafka_uuid() -> str:

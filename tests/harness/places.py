@@ -14,6 +14,9 @@ KAFKA_JARS = CLIENTS / "kafka-jars"
 DATA = CLIENTS / "vega-datasets" / "package" / "data"
 # Built from tests/clients, a workspace of its own.
 PROGRAMS = CLIENTS / "programs" / "release"
+JAVA_PROGRAMS = CLIENTS / "java"
+GO_PROGRAMS = CLIENTS / "go"
+NODE_PROGRAMS = CLIENTS / "node"
 
 
 def node_binary() -> pathlib.Path:
@@ -28,6 +31,18 @@ def node_binary() -> pathlib.Path:
             return candidate
     raise FileNotFoundError(
         f"no node binary at {', '.join(map(str, candidates))}: run `cargo build --release`"
+    )
+
+
+def cli_binary() -> pathlib.Path:
+    """The `flumen` to test: $FLUMEN_TEST_CLI, else the release build, else the debug one."""
+    named = os.environ.get("FLUMEN_TEST_CLI")
+    candidates = [pathlib.Path(named)] if named else [TARGET / "release" / "flumen", TARGET / "debug" / "flumen"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"no command at {', '.join(map(str, candidates))}: run `cargo build --release -p flumen-tools`"
     )
 
 

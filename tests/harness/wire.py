@@ -7,11 +7,13 @@ can be read off its code. Independent of the `wire` crate on purpose.
 import dataclasses
 import socket
 import struct
+import time
 
 import crc32c
 
 PRODUCE, FETCH, LIST_OFFSETS, METADATA = 0, 1, 2, 3
 API_VERSIONS, CREATE_TOPICS, DELETE_TOPICS, INIT_PRODUCER_ID = 18, 19, 20, 22
+INCREMENTAL_ALTER_CONFIGS = 44
 
 NONE = 0
 OFFSET_OUT_OF_RANGE = 1
@@ -288,6 +290,29 @@ def create_topic(
     reader.take("i"), reader.take("i")
     reader.string()
     return reader.take("h"), reader.string()
+
+
+def alter_topic(connection: Connection, topic: str, settings: dict[str, str]) -> int:
+    """IncrementalAlterConfigs v0, each setting set; returns the error code."""
+    topic_resource, set_value = b"\2", b"\0"
+    changes = [string(name) + set_value + string(value) for name, value in settings.items()]
+    body = array([topic_resource + string(topic) + array(changes)]) + b"\0"
+    reader = connection.call(INCREMENTAL_ALTER_CONFIGS, 0, body)
+    reader.take("i"), reader.take("i")
+    return reader.take("h")
+
+
+def create_served_topic(
+    connection: Connection, name: str, partitions: int = 1, configs: dict[str, str] | None = None, timeout_s: float = 60,
+) -> None:  # fmt: skip
+    """Creates it and waits until every partition is served: the reference answers before."""
+    code, message = create_topic(connection, name, partitions, 1, configs)
+    assert code == NONE, message
+    body = fetch_body(name, [(n, 0) for n in range(partitions)], max_wait_ms=0, min_bytes=0)
+    deadline = time.monotonic() + timeout_s
+    while {code for code, _, _ in read_fetch(connection.call(FETCH, 4, body)).values()} != {NONE}:
+        assert time.monotonic() < deadline, f"{name} is not served"
+        time.sleep(0.02)
 
 
 def init_producer_id(connection: Connection, transactional_id: str | None = None) -> tuple[int, int, int]:

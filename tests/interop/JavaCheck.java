@@ -18,12 +18,17 @@ import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.admin.RecordsToDelete;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.clients.consumer.OffsetOutOfRangeException;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
+import org.apache.kafka.common.GroupState;
+import org.apache.kafka.common.GroupType;
 import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.config.ConfigResource;
+import org.apache.kafka.common.errors.GroupIdNotFoundException;
+import org.apache.kafka.common.errors.GroupNotEmptyException;
 import org.apache.kafka.common.errors.InvalidPartitionsException;
 import org.apache.kafka.common.errors.InvalidReplicationFactorException;
 import org.apache.kafka.common.errors.InvalidTopicException;
@@ -68,6 +73,9 @@ public class JavaCheck {
             case "cluster" -> check.cluster();
             case "delete_records" -> check.deleteRecords();
             case "producers" -> check.producers();
+            case "positions_classic" -> check.positions("classic");
+            case "positions_consumer" -> check.positions("consumer");
+            case "group_admin" -> check.groupAdmin();
             default -> throw new IllegalArgumentException(arguments[2]);
         }
         System.out.println("passed");
@@ -389,8 +397,100 @@ public class JavaCheck {
         }
     }
 
-    // -- the clients ---------------------------------------------------------------------------
+    // -- groups --------------------------------------------------------------------------------
 
+    /** A member of the group of this check's name. */
+    KafkaConsumer<byte[], byte[]> member(String group, String protocol, String topic) {
+        var consumer = consumer(Map.of("group.id", group, "group.protocol", protocol, "enable.auto.commit", "false",
+                "auto.offset.reset", "earliest"));
+        consumer.subscribe(List.of(topic));
+        return consumer;
+    }
+
+    /** Positions belong to the consumer: it goes on, replays, skips to now, goes to a time, as it likes. */
+    void positions(String protocol) throws Exception {
+        String topic = prefix + "-positions";
+        String group = topic;
+        create(topic, 1, Map.of("retention.ms", "-1"));
+        var partition = new TopicPartition(topic, 0);
+        try (var producer = producer(Map.of())) {
+            for (int n = 0; n < 500; n++) {
+                producer.send(new ProducerRecord<>(topic, 0, TIME_MS + n * 1000L, null, bytes("" + n)));
+            }
+        }
+        try (var consumer = member(group, protocol, topic)) {
+            equal("0", text(poll(consumer, 500).get(0).value()));
+            consumer.commitSync(Map.of(partition, new OffsetAndMetadata(123, "said by the client")));
+        }
+        try (var consumer = member(group, protocol, topic)) {
+            // It goes on where it was.
+            equal("123", text(poll(consumer, 377).get(0).value()));
+            var committed = consumer.committed(Set.of(partition)).get(partition);
+            equal(123L, committed.offset());
+            equal("said by the client", committed.metadata());
+            // Replay.
+            consumer.seekToBeginning(List.of(partition));
+            var again = poll(consumer, 500);
+            for (int n = 0; n < 500; n++) {
+                equal("" + n, text(again.get(n).value()));
+            }
+            // By time.
+            var found = consumer.offsetsForTimes(Map.of(partition, TIME_MS + 400_500L)).get(partition);
+            consumer.seek(partition, found.offset());
+            equal("401", text(poll(consumer, 99).get(0).value()));
+            // Skip to now.
+            consumer.seek(partition, 7);
+            consumer.seekToEnd(List.of(partition));
+            equal(500L, consumer.position(partition));
+            consumer.commitSync();
+            sendAll(topic, List.of(bytes("new")), Map.of());
+            equal("new", text(poll(consumer, 1).get(0).value()));
+        }
+        try (var consumer = member(group, protocol, topic)) {
+            equal("new", text(poll(consumer, 1).get(0).value()));
+            equal(500L, consumer.committed(Set.of(partition)).get(partition).offset());
+        }
+    }
+
+    /** What the admin client asks about groups. */
+    void groupAdmin() throws Exception {
+        String topic = prefix + "-admin";
+        create(topic, 2, Map.of());
+        sendAll(topic, List.of(bytes("a"), bytes("b")), Map.of());
+        var partition = new TopicPartition(topic, 0);
+        for (String protocol : List.of("classic", "consumer")) {
+            String group = topic + "-" + protocol;
+            try (var admin = admin()) {
+                try (var consumer = member(group, protocol, topic)) {
+                    poll(consumer, 2);
+                    consumer.commitSync();
+                    var described = admin.describeConsumerGroups(List.of(group)).describedGroups().get(group).get();
+                    equal(GroupState.STABLE, described.groupState());
+                    equal(protocol.equals("classic") ? GroupType.CLASSIC : GroupType.CONSUMER, described.type());
+                    equal(1, described.members().size());
+                    var assigned = described.members().iterator().next().assignment().topicPartitions();
+                    equal(Set.of(partition, new TopicPartition(topic, 1)), assigned);
+                    equal(consumer.groupMetadata().memberId(), described.members().iterator().next().consumerId());
+                    fails(GroupNotEmptyException.class, admin.deleteConsumerGroups(List.of(group)).all());
+                }
+                var offsets = admin.listConsumerGroupOffsets(group).partitionsToOffsetAndMetadata().get();
+                equal(2L, offsets.get(partition).offset());
+                admin.alterConsumerGroupOffsets(group, Map.of(partition, new OffsetAndMetadata(1))).all().get();
+                try (var consumer = member(group, protocol, topic)) {
+                    equal("b", text(poll(consumer, 1).get(0).value()));
+                }
+                boolean listed = admin.listGroups().all().get().stream().anyMatch(one -> one.groupId().equals(group));
+                require(listed, "the group is not listed");
+                admin.deleteConsumerGroupOffsets(group, Set.of(partition)).all().get();
+                equal(null, admin.listConsumerGroupOffsets(group).partitionsToOffsetAndMetadata().get().get(partition));
+                admin.deleteConsumerGroups(List.of(group)).all().get();
+                fails(GroupIdNotFoundException.class, admin.deleteConsumerGroups(List.of(group)).all());
+                fails(GroupIdNotFoundException.class, admin.describeConsumerGroups(List.of(group)).all());
+            }
+        }
+    }
+
+    // -- the clients ---------------------------------------------------------------------------
     Properties properties(Map<String, String> settings) {
         Properties out = new Properties();
         out.put("bootstrap.servers", address);

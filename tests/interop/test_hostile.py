@@ -12,21 +12,9 @@ import time
 import pytest
 
 from harness import wire
+from harness.brokers import undisturbed
 
 MIB = 1 << 20
-# What one bad client may cost, however much it claims.
-GROWTH_MAX = 64 * MIB
-
-
-@contextlib.contextmanager
-def undisturbed(broker, growth_max=GROWTH_MAX):
-    """What happens inside leaves the broker serving, and not much larger."""
-    before = broker.rss_bytes()
-    yield
-    assert broker.running(), "the broker ended"
-    assert wire.answers(broker.port), "the broker does not answer any more"
-    grown = broker.rss_bytes() - before
-    assert grown < growth_max, f"{grown / MIB:.0f} MiB more"
 
 
 @pytest.fixture

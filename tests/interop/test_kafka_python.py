@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
 from kafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
@@ -89,6 +89,57 @@ def test_offsets_and_times(producer, consumer, topic):
     consumer.assign([partition])
     consumer.seek(partition, 60)
     assert [one.offset for one in read(consumer, partition, 40)] == list(range(60, 100))
+
+
+def test_positions_of_a_group(broker, producer, admin, topic):
+    """A group goes on where it was, replays, goes to a time, skips to now; and the admin client moves it."""
+    admin.create_topics([NewTopic(topic, 2, 1, topic_configs={"retention.ms": "-1"})])
+    admin.wait_for_topics([topic])
+    sender = producer()
+    for n in range(200):
+        sender.send(topic, b"%d" % (n // 2), partition=n % 2, timestamp_ms=TIME_MS + n // 2 * 1000)
+    sender.flush(30)
+    both = [TopicPartition(topic, 0), TopicPartition(topic, 1)]
+
+    def values(count):
+        """The next records of both partitions."""
+        out, deadline = {one: [] for one in both}, time.monotonic() + 30
+        while sum(map(len, out.values())) < count:
+            assert time.monotonic() < deadline, out
+            for partition, records in member.poll(timeout_ms=500).items():
+                out[partition] += [int(record.value) for record in records]
+        return out
+
+    def joined():
+        return KafkaConsumer(
+            topic, bootstrap_servers=broker.address, group_id=topic, enable_auto_commit=False, auto_offset_reset="earliest"
+        )
+
+    def every(start):
+        return dict.fromkeys(both, list(range(start, 100)))
+
+    member = joined()
+    assert values(200) == every(0)
+    member.commit({one: OffsetAndMetadata(60, "said", -1) for one in both})
+    member.close(autocommit=False)
+    member = joined()
+    assert values(80) == every(60)
+    assert [member.committed(one) for one in both] == [60, 60]
+    member.seek_to_beginning()
+    assert values(200) == every(0)
+    found = member.offsets_for_times(dict.fromkeys(both, TIME_MS + 90_500))
+    for one in both:
+        member.seek(one, found[one].offset)
+    assert values(18) == every(91)
+    member.seek_to_beginning()
+    member.seek_to_end()
+    assert [member.position(one) for one in both] == [100, 100]
+    member.commit()
+    for one in both:
+        sender.send(topic, b"99", partition=one.partition)
+    assert values(2) == every(99)
+    member.close(autocommit=False)
+    assert {one: at.offset for one, at in admin.list_group_offsets({topic: None})[topic].items()} == dict.fromkeys(both, 100)
 
 
 def test_topics_and_partitions(admin, producer, consumer, topic):

@@ -9,10 +9,13 @@
 //! | `produce` | librdkafka, as fast as it goes: `--size`, `--count`, `--partitions`, `--linger-ms` |
 //! | `requests` | by hand, one record in each request: `--connections`, `--depth` requests in flight on each |
 //! | `latency` | librdkafka, open loop at `--rate` over `--partitions` for `--seconds` after `--warmup-seconds`; latency counts from the time at which the record was due. `--raw-disk FOLDER`: beside it, what a bare synchronous write takes there |
+//! | `update` | librdkafka, `--count` updates of `--keys` keys |
+//! | `table` | reads all of these back: each key must have its last value; says how many older ones are left |
 //! | `fetch` | librdkafka, the last `--count` records of every partition, `--repeat` times |
 
 mod raw_disk;
 mod requests;
+mod updates;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -406,7 +409,10 @@ fn fetch_tail(brokers: &str, topic: &str, partitions: i32, count: i64) -> Result
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((mode, options)) = arguments.split_first() else {
-        return Err("usage: load produce|requests|latency|fetch --brokers HOST:PORT --topic NAME ...".into());
+        return Err(
+            "usage: load produce|requests|latency|fetch|update|table --brokers HOST:PORT --topic NAME ..."
+                .into(),
+        );
     };
     let options = Options::parse(options)?;
     let figures = match mode.as_str() {
@@ -414,6 +420,8 @@ fn main() -> Result<(), Failure> {
         "requests" => requests::run(options)?,
         "latency" => latency(options)?,
         "fetch" => fetch(options)?,
+        "update" => updates::update(options)?,
+        "table" => updates::table(options)?,
         other => return Err(format!("{other} is not a mode").into()),
     };
     println!("{}", figures.json());

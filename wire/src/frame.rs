@@ -103,6 +103,68 @@ pub fn encode_request<M: Message>(
     body.write(writer, version);
 }
 
+/// Splits a whole request frame around `payload`, which the body holds as one of its fields and which lies in memory
+/// already: appends what comes before it, prefix included, to `head`, and what comes after it to `tail`. So a sender
+/// that left room around a record batch sends it without copying it.
+///
+/// # Panics
+/// When the body does not hold `payload` itself (an equal slice elsewhere does not count).
+pub fn encode_request_around<M: Message>(
+    (head, tail): (&mut Writer, &mut Writer),
+    payload: &[u8],
+    correlation_id: i32,
+    client_id: Option<&str>,
+    version: i16,
+    body: &M,
+) {
+    let header = RequestHeader { api_key: M::KEY as i16, api_version: version, correlation_id, client_id };
+    let mut size = Counter::default();
+    header.write(&mut size);
+    body.write(&mut size, version);
+    assert!(size.len() <= i32::MAX as usize, "a frame of {} bytes does not fit the protocol", size.len());
+    let mut around = Around { payload, head, tail, passed: false };
+    around.i32(size.len() as i32);
+    header.write(&mut around);
+    body.write(&mut around, version);
+    assert!(around.passed, "the payload is no field of the body");
+}
+
+/// Writes what comes before one slice to one writer, what comes after it to another, and the slice nowhere.
+struct Around<'w> {
+    payload: &'w [u8],
+    head: &'w mut Writer,
+    tail: &'w mut Writer,
+    passed: bool,
+}
+
+impl Around<'_> {
+    fn side(&mut self) -> &mut Writer {
+        if self.passed { self.tail } else { self.head }
+    }
+}
+
+impl Sink for Around<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        if !self.passed && std::ptr::eq(bytes, self.payload) {
+            self.passed = true;
+        } else {
+            self.side().put(bytes);
+        }
+    }
+
+    fn uvarint(&mut self, value: u32) {
+        self.side().uvarint(value);
+    }
+
+    fn varlong(&mut self, value: i64) {
+        self.side().varlong(value);
+    }
+
+    fn splice(&mut self, len: usize) {
+        self.side().splice(len);
+    }
+}
+
 /// Appends a whole response frame, prefix included. What is spliced in counts in the prefix, and the writer holds
 /// the cuts.
 pub fn encode_response<M: Message>(writer: &mut Writer, correlation_id: i32, version: i16, body: &M) {
@@ -149,6 +211,7 @@ mod tests {
     use crate::messages::api_versions_request::ApiVersionsRequest;
     use crate::messages::api_versions_response::ApiVersionsResponse;
     use crate::messages::fetch_response::{FetchResponse, FetchableTopicResponse, PartitionData};
+    use crate::messages::produce_request::{PartitionProduceData, ProduceRequest, TopicProduceData};
 
     #[test]
     fn lengths_are_checked_before_they_are_believed() {
@@ -181,6 +244,23 @@ mod tests {
             assert_eq!(header, sent);
             assert_eq!(ApiVersionsRequest::decode(&mut reader, version), Ok(request));
             assert_eq!(reader.finish(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_request_around_its_payload_is_the_same_request() {
+        let records = vec![7_u8; 300];
+        let partition_data = vec![PartitionProduceData { index: 3, records: Some(&records) }];
+        for version in 3..=12 {
+            let topic =
+                TopicProduceData { name: "t", partition_data: partition_data.clone(), ..Default::default() };
+            let body = ProduceRequest { acks: -1, topic_data: vec![topic], ..Default::default() };
+            let mut whole = Writer::new();
+            encode_request(&mut whole, 9, Some("me"), version, &body);
+            let (mut head, mut tail) = (Writer::new(), Writer::new());
+            encode_request_around((&mut head, &mut tail), &records, 9, Some("me"), version, &body);
+            let joined = [head.bytes(), &records, tail.bytes()].concat();
+            assert_eq!(joined, whole.into_bytes(), "version {version}");
         }
     }
 

@@ -86,6 +86,13 @@ pub const COORDINATOR_BACKLOG_BYTES_MAX: usize = 8 << 20;
 /// What a batch of a coordinator aims at; a decision is never split over two.
 pub const COORDINATOR_BATCH_BYTES: usize = 1 << 20;
 
+/// Most topics that one member of a consumer group subscribes to by name.
+pub const GROUP_MEMBER_TOPICS_MAX: usize = 10_000;
+/// Longest regular expression by which a member subscribes.
+pub const GROUP_EXPRESSION_BYTES_MAX: usize = 4_096;
+/// Largest such expression once it is compiled, and largest cache for matching with it.
+pub const GROUP_EXPRESSION_COMPILED_BYTES_MAX: usize = 1 << 20;
+
 const _: () = assert!(BLOCK_BYTES.is_power_of_two());
 const _: () = assert!(GROUP_BYTES_MAX.is_multiple_of(BLOCK_BYTES));
 const _: () = assert!(GROUP_BYTES_MAX + BLOCK_BYTES <= JOURNAL_FILE_BYTES);

@@ -222,6 +222,11 @@ impl ProducerTable {
         });
     }
 
+    /// The last offset that each producer wrote.
+    pub fn last_offsets(&self) -> impl Iterator<Item = (ProducerId, Offset)> {
+        self.producers.iter().map(|(id, producer)| (*id, producer.last_offset()))
+    }
+
     /// How many producers are known.
     pub fn len(&self) -> usize {
         self.producers.len()

@@ -13,9 +13,10 @@ use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
 
-/// Features that this node knows, with the levels that it can work at. Clients take `transaction.version` 2 and
-/// `group.version` 1 as leave to use protocols that are not here yet, so those stay out.
-pub(crate) const FEATURES: &[(&str, i16, i16)] = &[("metadata.version", 1, 29)];
+/// Features that this node knows, with the levels that it can work at; the highest is in force. Clients take
+/// `group.version` 1 as leave to use the consumer protocol (KIP-848). `transaction.version` 2 would be leave to use what
+/// is not here yet, so that stays out.
+pub(crate) const FEATURES: &[(&str, i16, i16)] = &[("group.version", 0, 1), ("metadata.version", 1, 29)];
 
 pub(super) fn handle(shard: &Shard, request: &Request) -> Result<Response, Refusal> {
     let body: ApiVersionsRequest<'_> = request.body()?;

@@ -11,6 +11,8 @@ mod alter_configs;
 mod api_versions;
 pub(crate) mod authorized_operations;
 mod carried;
+mod consumer_group_describe;
+mod consumer_group_heartbeat;
 mod create_partitions;
 mod create_topics;
 mod delete_groups;
@@ -197,6 +199,8 @@ async fn handle(shard: &Rc<Shard>, request: Request) -> Result<Response, Refusal
         ApiKey::ListGroups => list_groups::handle(shard, &r).await,
         ApiKey::DeleteGroups => delete_groups::handle(shard, &r).await,
         ApiKey::OffsetDelete => offset_delete::handle(shard, &r).await,
+        ApiKey::ConsumerGroupHeartbeat => consumer_group_heartbeat::handle(shard, &r).await,
+        ApiKey::ConsumerGroupDescribe => consumer_group_describe::handle(shard, &r).await,
         ApiKey::Metadata => metadata::handle(shard, &r).await,
         ApiKey::ApiVersions => api_versions::handle(shard, &r),
         ApiKey::CreateTopics => create_topics::handle(shard, &r).await,

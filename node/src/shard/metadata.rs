@@ -25,6 +25,7 @@ use futures_util::lock::Mutex;
 
 use super::Shard;
 use crate::disk::GlommioDisk;
+use crate::startup::compaction_settings;
 
 /// Where the controller lives.
 pub(crate) const CONTROLLER: ShardId = ShardId(0);
@@ -102,7 +103,11 @@ impl Shard {
 
     fn publish(&self, next: &Arc<Image>, settings: &Settings) {
         self.image.replace(Arc::clone(next));
-        self.config.replace(Rc::new(settings.broker_config()));
+        let config = settings.broker_config();
+        if config != *self.config() {
+            self.engine.set_compaction(compaction_settings(&self.facts, &config));
+        }
+        self.config.replace(Rc::new(config));
         self.log_configs.borrow_mut().clear();
     }
 

@@ -99,6 +99,10 @@ fn report_engine(engine: &EngineMetrics, snapshot: &mut Snapshot) {
         ("flumen_reads_cached_total", "Reads answered from the batch cache.", engine.reads_cached),
         ("flumen_reads_disk_total", "Reads that went to disk.", engine.reads_disk),
         ("flumen_segments_deleted_total", "Segments deleted by retention.", engine.segments_deleted),
+        ("flumen_compaction_runs_total", "Passes of compaction.", engine.compaction_runs),
+        ("flumen_compaction_runs_failed_total", "Of these, ended early.", engine.compaction_runs_failed),
+        ("flumen_compaction_read_bytes_total", "Bytes read by compaction.", engine.compaction_read_bytes),
+        ("flumen_compaction_written_bytes_total", "Bytes it wrote.", engine.compaction_written_bytes),
         ("flumen_storage_full_total", "Times that the disk was full.", engine.storage_full),
     ];
     for (name, help, value) in counters {
@@ -121,6 +125,12 @@ fn report_engine(engine: &EngineMetrics, snapshot: &mut Snapshot) {
         "Time from forming a group to its durability: the synchronous write of the journal.",
         "",
         seconds(engine.group_micros),
+    );
+    snapshot.real_counter(
+        "flumen_compaction_seconds_total",
+        "Time that compaction took.",
+        "",
+        seconds(engine.compaction_micros),
     );
     snapshot.real_counter(
         "flumen_checkpoint_seconds_total",

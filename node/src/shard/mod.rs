@@ -34,7 +34,9 @@ use flumen_core::config::{BrokerConfig, LogConfig, StaticSettings};
 use flumen_core::fetch::FetchSessions;
 use flumen_core::metadata::Image;
 use flumen_core::types::{NodeId, PartitionId, ShardId, TopicId};
-use flumen_storage::{Engine, EngineSettings, JournalFileInfo, RecoveredPartition, Sink, Slot};
+use flumen_storage::{
+    CompactionRun, Engine, EngineSettings, JournalFileInfo, RecoveredPartition, Sink, Slot,
+};
 use flumen_wire::ErrorCode;
 
 use crate::admin;
@@ -46,6 +48,7 @@ use crate::probe::{Limit, ShardProbe};
 use crate::runtime::local::Bell;
 use crate::runtime::{self, Queue, Stop};
 use crate::server::NodeFacts;
+use crate::startup::compaction_settings;
 use crate::sys::Lender;
 use coordinator::Coordinators;
 use fetch::Fetches;
@@ -187,6 +190,7 @@ impl Shard {
         recovered: Vec<RecoveredPartition>,
         stop: Stop,
     ) -> Result<(), String> {
+        self.engine.set_compaction(compaction_settings(&self.facts, &self.config()));
         for partition in recovered {
             self.engine.adopt(partition).await.map_err(|error| error.to_string())?;
         }
@@ -209,6 +213,12 @@ impl Shard {
                 shard.engine.run_maintenance().await;
             })
         };
+        let compaction = {
+            let shard = Rc::clone(&self);
+            runtime::spawn_in(Queue::Background, "compaction", async move {
+                shard.engine.run_compaction(report_compaction).await;
+            })
+        };
         runtime::spawn("inbox", Rc::clone(&self).run_inbox(inbox));
         for target in (0..self.count as u16).map(ShardId).filter(|target| *target != self.id) {
             runtime::spawn("forwarder", Rc::clone(&self).run_forwarder(target));
@@ -225,6 +235,7 @@ impl Shard {
         self.engine.stop().await;
         let journalled = journal.await;
         let _ = maintenance.await;
+        let _ = compaction.await;
         self.net.close_all();
         match journalled {
             Ok(Ok(())) => Ok(()),
@@ -366,6 +377,30 @@ impl Requests for Shard {
             tracing::warn!(%peer, suppressed, "{reason}");
         }
     }
+}
+
+/// One line for each pass of compaction.
+fn report_compaction(run: &CompactionRun) {
+    let took_ms = run.took.as_millis() as u64;
+    if let Some(reason) = &run.failed {
+        tracing::error!(partition = run.directory.as_str(), took_ms, "compaction ended early: {reason}");
+        return;
+    }
+    tracing::info!(
+        partition = run.directory.as_str(),
+        first_dirty_offset = run.first_dirty.0,
+        keys = run.keys,
+        map_bytes = run.map_bytes,
+        records_before = run.records_before,
+        records_after = run.records_after,
+        segments_before = run.segments_before,
+        segments_after = run.segments_after,
+        bytes_read = run.bytes_read,
+        bytes_written = run.bytes_written,
+        bytes_removed = run.bytes_removed,
+        took_ms,
+        "compacted"
+    );
 }
 
 /// Hears of what became durable, and passes it on.

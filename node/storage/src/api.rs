@@ -40,9 +40,98 @@ pub struct EngineSettings {
     pub bulk_bytes_min: usize,
     /// `producer.id.expiration.ms`.
     pub producer_expiration_ms: i64,
+    /// How compaction runs at first.
+    pub compaction: CompactionSettings,
     /// The bug that a test wants to see found.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
+}
+
+/// How compaction runs (`log.cleaner.*`). Sizes and rates are the node's; each shard has its share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompactionSettings {
+    /// `log.cleaner.enable`.
+    pub enable: bool,
+    /// `log.cleaner.backoff.ms`: rest when there is nothing to do, and after a failure.
+    pub backoff: Duration,
+    /// `log.cleaner.dedupe.buffer.size`: memory for maps of keys.
+    pub dedupe_buffer_bytes: usize,
+    /// `log.cleaner.io.buffer.load.factor`: how full a map may get.
+    pub load_factor: f64,
+    /// `log.cleaner.io.buffer.size`: memory for one read and one write.
+    pub io_buffer_bytes: usize,
+    /// `log.cleaner.io.max.bytes.per.second`: read and written together.
+    pub io_bytes_per_second: f64,
+    /// What hashes of keys begin with: no client can guess it.
+    pub hash_seed: u64,
+}
+
+impl Default for CompactionSettings {
+    fn default() -> CompactionSettings {
+        CompactionSettings {
+            enable: true,
+            backoff: Duration::from_secs(15),
+            dedupe_buffer_bytes: 128 << 20,
+            load_factor: 0.9,
+            io_buffer_bytes: 512 << 10,
+            io_bytes_per_second: f64::MAX,
+            hash_seed: 0,
+        }
+    }
+}
+
+/// One pass of compaction over one partition, for the log.
+#[derive(Clone, Debug)]
+pub struct CompactionRun {
+    /// Which partition.
+    pub id: PartitionId,
+    /// Its directory, `<topic>-<partition>`.
+    pub directory: String,
+    /// Where the dirty part begins now.
+    pub first_dirty: Offset,
+    /// Distinct keys of the dirty part.
+    pub keys: u64,
+    /// Memory that their map took.
+    pub map_bytes: u64,
+    /// Segments that were replaced, and by how many.
+    pub segments_before: u64,
+    /// See `segments_before`.
+    pub segments_after: u64,
+    /// Records that were judged, and how many of them stayed.
+    pub records_before: u64,
+    /// See `records_before`.
+    pub records_after: u64,
+    /// Bytes read, some of them twice: once for the keys.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Bytes by which the log shrank.
+    pub bytes_removed: u64,
+    /// How long it took.
+    pub took: Duration,
+    /// Why it ended early.
+    pub failed: Option<String>,
+}
+
+impl CompactionRun {
+    pub(crate) fn new(id: PartitionId, directory: String, first_dirty: Offset) -> CompactionRun {
+        CompactionRun {
+            id,
+            directory,
+            first_dirty,
+            keys: 0,
+            map_bytes: 0,
+            segments_before: 0,
+            segments_after: 0,
+            records_before: 0,
+            records_after: 0,
+            bytes_read: 0,
+            bytes_written: 0,
+            bytes_removed: 0,
+            took: Duration::ZERO,
+            failed: None,
+        }
+    }
 }
 
 impl EngineSettings {
@@ -71,6 +160,10 @@ impl EngineSettings {
             retention_interval: Duration::from_secs(300),
             bulk_bytes_min: BULK_BYTES_MIN,
             producer_expiration_ms: PRODUCER_ID_EXPIRATION_MS,
+            compaction: CompactionSettings {
+                dedupe_buffer_bytes: (128 << 20).min(memory_bytes / 8),
+                ..CompactionSettings::default()
+            },
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -106,12 +199,20 @@ pub enum PlantedBug {
     TailPrefixLost,
     /// A duplicate is answered at once, though the original is not durable yet.
     DuplicateAnsweredEarly,
+    /// A compacted segment takes the old one's place before the checkpoint that counts on it is durable.
+    SwapBeforeCheckpoint,
+    /// The old segment is removed before the new one's `.swap` name is durable.
+    OldRemovedBeforeSwap,
+    /// Compaction drops tombstones at once.
+    TombstoneDroppedEarly,
+    /// Recovery removes a `.swap` that the checkpoint counts on.
+    SwapDiscarded,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 12] = [
+    pub const ALL: [PlantedBug; 16] = [
         PlantedBug::AnswerBeforeSync,
         PlantedBug::ExtentBeforeSync,
         PlantedBug::CheckpointBeforeFill,
@@ -124,6 +225,10 @@ impl PlantedBug {
         PlantedBug::UnlinkBeforeLogStart,
         PlantedBug::TailPrefixLost,
         PlantedBug::DuplicateAnsweredEarly,
+        PlantedBug::SwapBeforeCheckpoint,
+        PlantedBug::OldRemovedBeforeSwap,
+        PlantedBug::TombstoneDroppedEarly,
+        PlantedBug::SwapDiscarded,
     ];
 }
 
@@ -271,6 +376,9 @@ pub enum EngineFault {
     },
     /// A sync of everything failed: of no segment is it known what is on disk, and no later sync would tell.
     Sync(std::io::Error),
+    /// The journal is full, and holds what this partition's directory may have lost when a sync failed: only a start
+    /// writes that again.
+    Held(String),
 }
 
 impl fmt::Display for EngineFault {
@@ -281,6 +389,9 @@ impl fmt::Display for EngineFault {
             }
             EngineFault::Sync(error) => {
                 write!(f, "sync of the data folder: {error}; the journal still has what was acknowledged")?;
+            }
+            EngineFault::Held(directory) => {
+                write!(f, "the journal is full, and kept for {directory}, whose sync failed")?;
             }
         }
         f.write_str(". Mend the disk, then start the node again")
@@ -334,6 +445,16 @@ pub struct EngineMetrics {
     pub segments_deleted: u64,
     /// Times that space ran out.
     pub storage_full: u64,
+    /// Passes of compaction.
+    pub compaction_runs: u64,
+    /// Of these, ended early.
+    pub compaction_runs_failed: u64,
+    /// Bytes that compaction read.
+    pub compaction_read_bytes: u64,
+    /// Bytes that compaction wrote.
+    pub compaction_written_bytes: u64,
+    /// Time that compaction took, summed, in microseconds.
+    pub compaction_micros: u64,
 }
 
 /// What a leader says of an epoch (KIP-320): the largest epoch not above the asked one, and where it ends.

@@ -14,6 +14,8 @@ use flumen_core::types::{
 
 const MAGIC: &[u8; 8] = b"FLUMCKPT";
 const VERSION: u16 = 1;
+/// What is written once a partition was compacted: each partition ends with how far.
+const VERSION_COMPACTED: u16 = 2;
 const HEADER_LEN: usize = 48;
 /// The shard of a checkpoint that recovery wrote for all.
 pub(crate) const SHARD_ALL: u16 = u16::MAX;
@@ -28,6 +30,8 @@ pub(crate) struct Record {
     pub(crate) high_watermark: Offset,
     /// Offsets and segments as they stand on disk.
     pub(crate) log: Log,
+    /// How far compaction came: the first dirty offset. `None`: never, so that offsets have no gap.
+    pub(crate) cleaned: Option<Offset>,
     pub(crate) epochs: Vec<EpochStart>,
     pub(crate) producers: ProducerSnapshot,
     /// Acknowledged data of it is damaged, in the journal of `incarnation` or in a segment: it is not served.
@@ -69,8 +73,10 @@ impl Checkpoint {
     /// The bytes of the file.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_LEN + self.records.len() * 256);
+        let compacted = self.records.iter().any(|record| record.cleaned.is_some());
+        let version = if compacted { VERSION_COMPACTED } else { VERSION };
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&self.shard.to_le_bytes());
         out.extend_from_slice(&(self.records.len() as u32).to_le_bytes());
         out.extend_from_slice(&self.incarnation.0.to_le_bytes());
@@ -79,6 +85,9 @@ impl Checkpoint {
         out.extend_from_slice(&[0; 8]);
         for record in &self.records {
             record.encode(&mut out);
+            if compacted {
+                out.extend_from_slice(&record.cleaned.map_or(-1, |at| at.0).to_le_bytes());
+            }
         }
         let sum = hash(&out);
         out.extend_from_slice(&sum.to_le_bytes());
@@ -95,7 +104,8 @@ impl Checkpoint {
             return Err("the checksum does not fit");
         }
         let mut reader = Reader { bytes: &content[8..] };
-        if reader.u16()? != VERSION {
+        let version = reader.u16()?;
+        if ![VERSION, VERSION_COMPACTED].contains(&version) {
             return Err("a format of a later release");
         }
         let shard = reader.u16()?;
@@ -106,7 +116,11 @@ impl Checkpoint {
         reader.u64()?;
         let mut records = Vec::new();
         for _ in 0..count {
-            records.push(Record::decode(&mut reader)?);
+            let mut record = Record::decode(&mut reader)?;
+            if version == VERSION_COMPACTED {
+                record.cleaned = Some(Offset(reader.i64()?)).filter(|at| at.0 >= 0);
+            }
+            records.push(record);
         }
         if !reader.bytes.is_empty() {
             return Err("bytes after the last record");
@@ -181,6 +195,7 @@ impl Record {
             lsn,
             high_watermark,
             log,
+            cleaned: None,
             epochs,
             producers: ProducerSnapshot { written, producers },
             offline: (!reason.is_empty()).then_some(reason),
@@ -289,6 +304,7 @@ mod tests {
             lsn: Lsn(12),
             high_watermark: Offset(20),
             log: Log::restore(Offset(5), Offset(20), vec![segment(0, 400), segment(10, 300)]).unwrap(),
+            cleaned: None,
             epochs: vec![EpochStart { epoch: LeaderEpoch(1), start_offset: Offset(5) }],
             producers: ProducerSnapshot { written: true, producers: producer.into_iter().collect() },
             offline: offline.map(str::to_owned),
@@ -299,9 +315,17 @@ mod tests {
 
     #[test]
     fn round_trips_and_every_flipped_bit_is_seen() {
-        let checkpoint = checkpoint();
+        let plain = checkpoint();
+        let mut compacted = checkpoint();
+        compacted.records[1].cleaned = Some(Offset(10));
+        assert_eq!((plain.encode()[8], compacted.encode()[8]), (1, 2));
+        every_flipped_bit_is_seen(&plain);
+        every_flipped_bit_is_seen(&compacted);
+    }
+
+    fn every_flipped_bit_is_seen(checkpoint: &Checkpoint) {
         let mut bytes = checkpoint.encode();
-        assert_eq!(Checkpoint::decode(&bytes).as_ref(), Ok(&checkpoint));
+        assert_eq!(Checkpoint::decode(&bytes).as_ref(), Ok(checkpoint));
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(Checkpoint::decode(&bytes).is_err(), "bit {bit}");

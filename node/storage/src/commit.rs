@@ -149,6 +149,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if may_grow && self.create_journal_file().await? {
                 continue;
             }
+            if !may_grow && let Some(directory) = self.journal_held_by() {
+                self.life.set(Life::Faulted);
+                return Err(EngineFault::Held(directory));
+            }
             // Appends are refused meanwhile; a checkpoint frees a file.
             self.mark_checkpoint_due();
             self.progress.after(seen).await;
@@ -175,6 +179,15 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 Err(EngineFault::Journal { file: path, position: 0, error })
             }
         }
+    }
+
+    /// The partition that no checkpoint can free the oldest journal file of.
+    fn journal_held_by(&self) -> Option<String> {
+        let state = self.state.borrow();
+        let oldest = state.journal.oldest_sealed_lsn()?;
+        let holds = |p: &&Partition<D, T>| p.sync_failed && p.frozen.is_none() && p.checkpointed.lsn < oldest;
+        let held = state.slots().into_iter().filter_map(|slot| state.get(slot)).find(holds);
+        held.map(|partition| partition.directory.to_string())
     }
 
     /// Has maintenance make a checkpoint as soon as it can.

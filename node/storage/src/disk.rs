@@ -88,6 +88,13 @@ pub trait Disk: Clone + 'static {
     fn is_laid_out(&self, path: &str) -> impl Future<Output = io::Result<bool>>;
     /// Waits. The simulated disk's time is virtual.
     fn sleep(&self, time: std::time::Duration) -> impl Future<Output = ()>;
+    /// Does work that keeps a processor busy for milliseconds, where it stalls nobody. Not for I/O.
+    fn offload<R: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = R> {
+        std::future::ready(work())
+    }
     /// Milliseconds since the Unix epoch.
     fn now_ms(&self) -> i64;
     /// A monotonic clock, for measuring and for deadlines.

@@ -19,8 +19,8 @@ use flumen_wire::ErrorCode;
 use flumen_wire::batch::BatchHeader;
 
 use crate::api::{
-    AppendError, DiskRead, EngineFault, EngineMetrics, EngineSettings, EpochEnd, Offsets, Placed, ReadError,
-    ReadOutcome, Sink, Slot,
+    AppendError, CompactionSettings, DiskRead, EngineFault, EngineMetrics, EngineSettings, EpochEnd, Offsets,
+    Placed, ReadError, ReadOutcome, Sink, Slot,
 };
 use crate::cache::{self, Buffers, Want};
 use crate::disk::{BLOCK, Disk};
@@ -81,6 +81,9 @@ pub(crate) struct State<D: Disk, T> {
     pub(crate) fill_due: bool,
     /// The journal has no free file: a checkpoint is due whatever else.
     pub(crate) checkpoint_wanted: bool,
+    /// Snapshots taken for checkpoints, and the last of them that a durable checkpoint holds.
+    pub(crate) checkpoint_round: u64,
+    pub(crate) checkpoint_round_durable: u64,
     /// When a checkpoint that could not be written is tried again.
     pub(crate) checkpoint_again: Option<Duration>,
     /// Directories of deleted partitions, and when they go.
@@ -117,6 +120,9 @@ pub struct Engine<D: Disk, T: 'static> {
     pub(crate) bulk_work: Signal,
     pub(crate) space_work: Signal,
     pub(crate) upkeep: Signal,
+    /// Wakes compaction.
+    pub(crate) compaction_work: Signal,
+    pub(crate) compaction_settings: RefCell<CompactionSettings>,
     /// Something was settled, filled or freed: whoever waits looks again.
     pub(crate) progress: Progress,
 }
@@ -251,12 +257,15 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 bulk_bytes_since_checkpoint: 0,
                 fill_due: false,
                 checkpoint_wanted: false,
+                checkpoint_round: 0,
+                checkpoint_round_durable: 0,
                 checkpoint_again: None,
                 graves: Vec::new(),
                 fault: None,
                 read_faults: Vec::new(),
                 metrics: EngineMetrics::default(),
             }),
+            compaction_settings: RefCell::new(settings.compaction.clone()),
             settings,
             reader,
             life: Cell::new(Life::Running),
@@ -264,6 +273,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             bulk_work: Signal::default(),
             space_work: Signal::default(),
             upkeep: Signal::default(),
+            compaction_work: Signal::default(),
             progress: Progress::default(),
         })
     }
@@ -285,6 +295,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             partition.config = Rc::new(config);
         }
         self.upkeep.notify();
+        self.compaction_work.notify();
+    }
+
+    /// Changes how compaction runs. A pass under way goes on as it began.
+    pub fn set_compaction(&self, settings: CompactionSettings) {
+        self.compaction_settings.replace(settings);
+        self.compaction_work.notify();
     }
 
     /// A new leader epoch begins with the next batch. It never goes back.
@@ -479,7 +496,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         if offset == partition.high_watermark {
             return Ok(ReadOutcome::Empty);
         }
-        if partition.chunks.front().is_some_and(|first| first.base_offset <= offset) {
+        // What memory holds of the compacted part is as it was before.
+        let is_compacted = partition.compaction.cleaned.is_some_and(|cleaned| offset < cleaned);
+        if !is_compacted && partition.chunks.front().is_some_and(|first| first.base_offset <= offset) {
             let want = Want { offset, below: partition.high_watermark, bytes_max, at_least_one };
             let slices = cache::read(&partition.chunks, &want);
             state.metrics.reads_cached += 1;

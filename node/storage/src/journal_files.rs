@@ -191,6 +191,11 @@ impl<D: Disk> Journal<D> {
         }
     }
 
+    /// The last LSN of the file that has been full the longest.
+    pub(crate) fn oldest_sealed_lsn(&self) -> Option<Lsn> {
+        self.sealed.front().map(|file| file.last_lsn)
+    }
+
     /// The last LSN of the files that are full.
     pub(crate) fn sealed_lsn(&self) -> Option<Lsn> {
         self.sealed.back().map(|file| file.last_lsn)

@@ -5,6 +5,7 @@ mod bulk;
 mod cache;
 mod checkpoint;
 mod commit;
+mod compact;
 pub mod disk;
 mod engine;
 pub mod identity;
@@ -25,8 +26,8 @@ mod writer;
 #[cfg(feature = "planted-bugs")]
 pub use api::PlantedBug;
 pub use api::{
-    AppendError, DiskRead, EngineFault, EngineMetrics, EngineSettings, EpochEnd, Offsets, Placed, ReadError,
-    ReadOutcome, Sink, Slot, StorageError,
+    AppendError, CompactionRun, CompactionSettings, DiskRead, EngineFault, EngineMetrics, EngineSettings,
+    EpochEnd, Offsets, Placed, ReadError, ReadOutcome, Sink, Slot, StorageError,
 };
 pub use engine::Engine;
 pub use journal_files::JournalFileInfo;

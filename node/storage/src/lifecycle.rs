@@ -61,6 +61,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         self.upkeep.notify();
         self.work.notify();
+        self.compaction_work.notify();
+        self.progress.notify();
         loop {
             let seen = self.progress.count();
             if matches!(self.life.get(), Life::Stopped | Life::Faulted) {
@@ -87,8 +89,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 Partition::new(id, slot, &recovered.directory, recovered.config, epoch, log, lsn);
             partition.offline = recovered.offline.as_deref().map(Into::into);
             partition.frozen = recovered.frozen;
+            partition.compaction.cleaned = recovered.cleaned;
             partition
         });
+        self.compaction_work.notify();
         Ok(slot)
     }
 
@@ -116,6 +120,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let log = Log::new(Offset(0), self.disk.now_ms());
         let producers = ProducerTable::new(self.settings.producer_expiration_ms);
         let parts = (log, producers, EpochCache::new());
+        self.compaction_work.notify();
         Ok(state.insert(|slot| Partition::new(id, slot, directory, config, leader_epoch, parts, lsn)))
     }
 
@@ -133,6 +138,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 let state = self.state.borrow();
                 let Some(partition) = state.get(slot) else { return Ok(()) };
                 let busy = partition.writers.iter().any(|writer| writer.is_busy());
+                let busy = busy || partition.compaction.running;
                 if partition.dropped && !busy && !partition.allocating && !partition.bulk_writing() {
                     break;
                 }
@@ -190,44 +196,93 @@ impl<D: Disk, T: 'static> Engine<D, T> {
 
     /// The read that [`read`](Self::read) could not answer from memory. Empty when the log start has passed it by.
     pub async fn read_disk(&self, read: DiskRead) -> Result<Slices<D::Buffer>, ReadError> {
-        let mut at_segment = None;
+        // Read under a layout that changed meanwhile, bytes say nothing, and a failure neither.
         loop {
-            let (view, slot) = {
+            let layout = self.settled_layout(read.slot).await?;
+            let found = self.read_segments(&read).await;
+            if self.is_layout(read.slot, layout) {
+                return found;
+            }
+        }
+    }
+
+    /// From the first segment that has a batch at the offset or after it; a compacted one may end before.
+    async fn read_segments(&self, read: &DiskRead) -> Result<Slices<D::Buffer>, ReadError> {
+        let slot = read.slot;
+        let mut next = None;
+        loop {
+            let view = {
                 let state = self.state.borrow();
-                let Some(partition) = state.get(read.slot) else { return Err(ReadError::Gone) };
+                let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
                 if partition.offline.is_some() {
                     return Err(ReadError::Offline);
                 }
                 if read.offset < partition.log_start {
                     return Err(ReadError::OffsetOutOfRange);
                 }
-                let Some(at) = partition.log.segment_of(read.offset) else {
+                let Some(at) = partition.log.segment_of(next.unwrap_or(read.offset)) else {
                     return Err(ReadError::OffsetOutOfRange);
                 };
-                // A compacted segment may end before the offset: then the next one has it.
-                let at = at_segment.map_or(at, |past: usize| past + 1);
-                if at >= partition.log.segments().len() {
-                    return Ok(Slices::default());
+                let view = partition.view(at, self.reader.era());
+                if view.end_offset >= partition.filled.end && view.len == 0 {
+                    return Ok(partition.cached_after(read));
                 }
-                at_segment = Some(at);
-                (partition.view(at, self.reader.era()), read.slot)
+                view
             };
-            if view.len == 0 {
-                return Ok(Slices::default());
+            if view.len > 0 {
+                let (offset, bytes_max, at_least_one) = (read.offset, read.bytes_max, read.at_least_one);
+                let fits = |offset: Offset, epoch: LeaderEpoch| self.fits_epoch(slot, offset, epoch);
+                let mut found = self.reader.read(&view, offset, bytes_max, at_least_one, &fits).await;
+                let is_empty = |found: &Result<Slices<_>, _>| found.as_ref().is_ok_and(Slices::is_empty);
+                let may_end_before = is_empty(&found) && !view.contiguous;
+                if may_end_before && !at_least_one {
+                    // Or its batch is too large: then those behind it must not come first.
+                    found = self.reader.read(&view, offset, 0, true, &fits).await;
+                    if found.as_ref().is_ok_and(|slices| !slices.is_empty()) {
+                        return Ok(Slices::default());
+                    }
+                }
+                match found {
+                    Ok(_) if may_end_before => {}
+                    Ok(slices) => return Ok(slices),
+                    Err(error) => return Err(self.read_failed(slot, read.offset, error)),
+                }
             }
-            let fits = |offset: Offset, epoch: LeaderEpoch| {
-                let state = self.state.borrow();
-                let known = state.get(slot).and_then(|partition| partition.epochs.epoch_for(offset));
-                // Below the first known epoch nothing can be said.
-                known.is_none_or(|known| known == epoch)
-            };
-            let found = self.reader.read(&view, read.offset, read.bytes_max, read.at_least_one, &fits).await;
-            match found {
-                Ok(slices) if slices.is_empty() && !view.contiguous => continue,
-                Ok(slices) => return Ok(slices),
-                Err(error) => return Err(self.read_failed(slot, read.offset, error)),
+            let state = self.state.borrow();
+            let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
+            if view.end_offset >= partition.filled.end {
+                return Ok(partition.cached_after(read));
             }
+            next = Some(view.end_offset);
         }
+    }
+
+    /// Whether a batch at this offset may have this leader epoch. Below the first known epoch nothing can be said.
+    fn fits_epoch(&self, slot: Slot, offset: Offset, epoch: LeaderEpoch) -> bool {
+        let state = self.state.borrow();
+        let known = state.get(slot).and_then(|partition| partition.epochs.epoch_for(offset));
+        known.is_none_or(|known| known == epoch)
+    }
+
+    /// What lies under the names of segments now, by its number. Waits while a file is being put in place.
+    async fn settled_layout(&self, slot: Slot) -> Result<u64, ReadError> {
+        loop {
+            let seen = self.progress.count();
+            {
+                let state = self.state.borrow();
+                let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
+                if !partition.compaction.renaming {
+                    return Ok(partition.compaction.layout);
+                }
+            }
+            self.progress.after(seen).await;
+        }
+    }
+
+    /// Whether it still lies there.
+    fn is_layout(&self, slot: Slot, layout: u64) -> bool {
+        let state = self.state.borrow();
+        state.get(slot).is_none_or(|partition| partition.compaction.layout == layout)
     }
 
     /// What a failed read means: it was overtaken by retention, the data is corrupt, or the disk failed.
@@ -262,6 +317,20 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         slot: Slot,
         timestamp: Timestamp,
     ) -> Result<Option<FoundRecord>, ReadError> {
+        loop {
+            let layout = self.settled_layout(slot).await?;
+            let found = self.find_timestamp(slot, timestamp).await;
+            if self.is_layout(slot, layout) {
+                return found;
+            }
+        }
+    }
+
+    async fn find_timestamp(
+        &self,
+        slot: Slot,
+        timestamp: Timestamp,
+    ) -> Result<Option<FoundRecord>, ReadError> {
         for (view, max_timestamp) in self.views(slot)? {
             // A segment's greatest timestamp is an upper bound.
             if max_timestamp < timestamp.0 {
@@ -280,6 +349,16 @@ impl<D: Disk, T: 'static> Engine<D, T> {
 
     /// The first record that has the greatest timestamp below the high watermark (KIP-734).
     pub async fn max_timestamp(&self, slot: Slot) -> Result<Option<FoundRecord>, ReadError> {
+        loop {
+            let layout = self.settled_layout(slot).await?;
+            let found = self.find_max_timestamp(slot).await;
+            if self.is_layout(slot, layout) {
+                return found;
+            }
+        }
+    }
+
+    async fn find_max_timestamp(&self, slot: Slot) -> Result<Option<FoundRecord>, ReadError> {
         let mut best: Option<FoundRecord> = None;
         for (view, max_timestamp) in self.views(slot)? {
             if best.is_some_and(|(_, at, _)| at.0 >= max_timestamp) {
@@ -381,6 +460,20 @@ impl<D: Disk, T: 'static> Engine<D, T> {
 }
 
 impl<D: Disk, T> Partition<D, T> {
+    /// What memory alone holds, for a read of an offset that no segment on disk has a batch at or after.
+    fn cached_after(&self, read: &DiskRead) -> Slices<D::Buffer> {
+        if self.chunks.is_empty() {
+            return Slices::default();
+        }
+        let want = Want {
+            offset: read.offset.max(self.filled.end),
+            below: self.high_watermark,
+            bytes_max: read.bytes_max,
+            at_least_one: read.at_least_one,
+        };
+        cache::read(&self.chunks, &want)
+    }
+
     /// Whether a write or sync of bulk may be in flight though nobody waits for it any more.
     fn bulk_writing(&self) -> bool {
         self.writers.iter().any(|writer| writer.is_busy())

@@ -35,6 +35,8 @@ const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 /// What a checkpoint needs beside the bytes of its file.
 struct Snapshot {
     checkpoint: Checkpoint,
+    /// Which snapshot it is.
+    round: u64,
     /// Groups up to this one are needed by no partition.
     covered: Lsn,
     directories: Vec<Rc<str>>,
@@ -190,11 +192,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         wanted || checkpoint_due(&plan, bytes, BULK_BYTES_PER_CHECKPOINT, staged_max, interval)
     }
 
-    /// Fills partitions that have much in memory, or that bulk waits for, or all when the cache is over its bound.
+    /// Fills partitions that have much in memory, or that bulk waits for, or all when the cache is over its bound or an
+    /// append waits for room.
     async fn fill_due(&self) {
         let due: Vec<Slot> = {
             let mut state = self.state.borrow_mut();
-            let over = state.evict(self.settings.cache_bytes_max);
+            let over = state.evict(self.settings.cache_bytes_max) || state.full;
             if !std::mem::take(&mut state.fill_due) && !over {
                 return;
             }
@@ -348,6 +351,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         state.journal.release(snapshot.covered);
+        state.checkpoint_round_durable = snapshot.round;
         for (slot, filled) in &snapshot.filled {
             if let Some(partition) = state.get_mut(*slot) {
                 partition.checkpointed = *filled;
@@ -397,6 +401,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         state.dirty_since = (covered < durable).then(|| self.disk.monotonic());
         state.checkpoint_wanted = false;
         state.checkpoint_again = None;
+        state.checkpoint_round += 1;
+        let round = state.checkpoint_round;
         state.journal.bytes_since_checkpoint = 0;
         state.bulk_bytes_since_checkpoint = 0;
         let checkpoint = Checkpoint {
@@ -406,7 +412,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             durable_lsn: durable,
             records,
         };
-        Snapshot { checkpoint, covered, directories, online, filled }
+        Snapshot { checkpoint, round, covered, directories, online, filled }
     }
 
     /// Makes fills durable, with the directories of new segments. `false` when some partition went offline.
@@ -549,7 +555,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     /// Removes the files of a segment. What cannot be removed is removed at the next start.
-    async fn unlink(&self, path: &str) {
+    pub(crate) async fn unlink(&self, path: &str) {
         self.reader.forget(path);
         for extension in ["log", "index", "timeindex", "txnindex", "snapshot"] {
             self.disk.remove_file(&format!("{path}.{extension}")).await.ok();
@@ -696,7 +702,7 @@ impl<D: Disk, T> Partition<D, T> {
 
     /// Segments wholly below the durable log start, closed; the log forgets them.
     fn take_deletable(&mut self, early: bool) -> Vec<Offset> {
-        if self.offline.is_some() || self.held.is_some() {
+        if self.offline.is_some() || self.held.is_some() || !self.compaction.may_drop_segments() {
             return Vec::new();
         }
         let segments = self.log.segments();
@@ -737,7 +743,12 @@ impl<D: Disk, T> Partition<D, T> {
             incarnation,
             lsn,
             high_watermark: filled.end.min(self.high_watermark),
-            log: self.log.as_filled(filled.end, filled.segment_base, filled.position),
+            log: self.compaction.with_swaps(&self.log).as_filled(
+                filled.end,
+                filled.segment_base,
+                filled.position,
+            ),
+            cleaned: self.compaction.cleaned,
             epochs: epochs.entries().to_vec(),
             producers,
             offline: None,

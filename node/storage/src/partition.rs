@@ -25,6 +25,7 @@ use flumen_wire::batch::BatchHeader;
 use crate::api::Slot;
 use crate::cache::{Buffers, Chunk};
 use crate::checkpoint::Record;
+use crate::compact::Compaction;
 use crate::disk::Disk;
 use crate::segment::{SegmentIndex, SegmentView};
 use crate::slices::Slice;
@@ -143,6 +144,8 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) relogging: Option<Lsn>,
     /// What checkpoints say of it while it is offline since recovery.
     pub(crate) frozen: Option<Box<Record>>,
+    /// What compaction has done, and does now.
+    pub(crate) compaction: Compaction,
     /// It is being deleted; its DROP entry is durable.
     pub(crate) deleting: bool,
     pub(crate) dropped: bool,
@@ -205,6 +208,7 @@ impl<D: Disk, T> Partition<D, T> {
             relog: None,
             relogging: None,
             frozen: None,
+            compaction: Compaction::default(),
             deleting: false,
             dropped: false,
             log,
@@ -332,7 +336,7 @@ impl<D: Disk, T> Partition<D, T> {
             base_offset: segment.base_offset,
             end_offset,
             len,
-            contiguous: !self.config.cleanup_policy.compact,
+            contiguous: !self.config.cleanup_policy.compact && self.compaction.cleaned.is_none(),
             live: live.map(|live| self.indexes[live].clone()),
             index_interval_bytes: self.config.index_interval_bytes,
             era,

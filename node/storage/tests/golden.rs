@@ -14,7 +14,9 @@ use flumen_core::config::LogConfig;
 use flumen_core::types::{Incarnation, LeaderEpoch, Offset, PartitionId, ShardId, TopicId};
 use flumen_storage::disk::Disk;
 use flumen_storage::sim::{Sim, SimDisk, SimOptions};
-use flumen_storage::{Engine, EngineSettings, KnownPartition, RecoverySettings, Sink, Slot, recover};
+use flumen_storage::{
+    CompactionSettings, Engine, EngineSettings, KnownPartition, RecoverySettings, Sink, Slot, recover,
+};
 use flumen_wire::ErrorCode;
 use flumen_wire::batch::{BatchBuilder, BatchHeader, NewRecord};
 use flumen_wire::compression::Compression;
@@ -49,6 +51,7 @@ fn settings() -> EngineSettings {
         retention_interval: Duration::from_secs(3600),
         bulk_bytes_min: 12 << 10,
         producer_expiration_ms: 86_400_000,
+        compaction: CompactionSettings::default(),
         planted: None,
     }
 }

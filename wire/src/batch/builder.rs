@@ -2,8 +2,8 @@
 
 use super::varint;
 use super::{
-    CONTROL_BIT, CRC_AT, CRC_FROM, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC, PREFIX_LEN, TRANSACTIONAL_BIT,
-    TimestampType,
+    Attributes, BatchHeader, CONTROL_BIT, CRC_AT, CRC_FROM, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC,
+    PREFIX_LEN, TRANSACTIONAL_BIT, TimestampType,
 };
 use crate::compression::{self, Compression};
 use crate::crc::crc32c;
@@ -22,6 +22,9 @@ pub struct NewRecord<'a> {
 }
 
 /// Collects records and writes them as one batch. Fields that a broker sets can be set too, for tests of what reads logs.
+///
+/// Records are written where they stay: behind the room for the header, and behind the headroom that
+/// [`BatchBuilder::with_room`] leaves, so that [`BatchBuilder::finish`] copies nothing that is not compressed.
 #[derive(Clone, Debug)]
 pub struct BatchBuilder {
     compression: Compression,
@@ -35,12 +38,22 @@ pub struct BatchBuilder {
     max_timestamp: i64,
     count: i32,
     next_offset_delta: i32,
-    records: Vec<u8>,
+    /// Bytes of the headroom.
+    start: usize,
+    /// The headroom, the header (once it is written), the records.
+    buffer: Vec<u8>,
 }
 
 impl BatchBuilder {
     /// An empty batch.
     pub fn new(compression: Compression) -> BatchBuilder {
+        BatchBuilder::with_room(compression, Vec::new(), 0)
+    }
+
+    /// An empty batch that is written into `buffer`, whose content is dropped, with `headroom` bytes before it.
+    pub fn with_room(compression: Compression, mut buffer: Vec<u8>, headroom: usize) -> BatchBuilder {
+        buffer.clear();
+        buffer.resize(headroom + HEADER_LEN, 0);
         BatchBuilder {
             compression,
             attributes: compression.id().into(),
@@ -53,7 +66,8 @@ impl BatchBuilder {
             max_timestamp: -1,
             count: 0,
             next_offset_delta: 0,
-            records: Vec::new(),
+            start: headroom,
+            buffer,
         }
     }
 
@@ -97,14 +111,8 @@ impl BatchBuilder {
             self.base_timestamp = record.timestamp;
         }
         let timestamp_delta = record.timestamp.wrapping_sub(self.base_timestamp);
-        let body = 1
-            + varint::len(timestamp_delta)
-            + varint::len(self.next_offset_delta.into())
-            + field_len(record.key)
-            + field_len(record.value)
-            + varint::len(record.headers.len() as i64)
-            + record.headers.iter().map(|(k, v)| field_len(Some(k)) + field_len(*v)).sum::<usize>();
-        let out = &mut self.records;
+        let body = self.body_len(&record, timestamp_delta);
+        let out = &mut self.buffer;
         varint::write(out, body as i64);
         out.push(0);
         varint::write(out, timestamp_delta);
@@ -122,6 +130,22 @@ impl BatchBuilder {
         self
     }
 
+    /// Bytes that [`BatchBuilder::push`] of this record would add to the batch.
+    pub fn len_with(&self, record: &NewRecord<'_>) -> usize {
+        let base = if self.count == 0 { record.timestamp } else { self.base_timestamp };
+        let body = self.body_len(record, record.timestamp.wrapping_sub(base));
+        varint::len(body as i64) + body
+    }
+
+    fn body_len(&self, record: &NewRecord<'_>, timestamp_delta: i64) -> usize {
+        1 + varint::len(timestamp_delta)
+            + varint::len(self.next_offset_delta.into())
+            + field_len(record.key)
+            + field_len(record.value)
+            + varint::len(record.headers.len() as i64)
+            + record.headers.iter().map(|(k, v)| field_len(Some(k)) + field_len(*v)).sum::<usize>()
+    }
+
     /// Leaves a hole of `count` offsets, as compaction does.
     pub fn skip_offsets(&mut self, count: i32) -> &mut BatchBuilder {
         self.next_offset_delta += count;
@@ -135,38 +159,54 @@ impl BatchBuilder {
 
     /// Bytes of the batch before compression.
     pub fn len_bytes(&self) -> usize {
-        HEADER_LEN + self.records.len()
+        self.buffer.len() - self.start
     }
 
     /// Writes the batch. An empty one is what compaction leaves of an idempotent producer's last batch.
     pub fn build(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEADER_LEN + self.records.len());
+        let records = &self.buffer[self.start + HEADER_LEN..];
+        let mut out = Vec::with_capacity(HEADER_LEN + records.len());
         out.resize(HEADER_LEN, 0);
-        compression::compress(self.compression, &self.records, &mut out);
+        compression::compress(self.compression, records, &mut out);
+        self.write_header(&mut out);
+        out
+    }
+
+    /// Ends the batch in its own buffer, behind the headroom. What is compressed goes through `scratch`.
+    pub fn finish(mut self, scratch: &mut Vec<u8>) -> Vec<u8> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if self.compression != Compression::None {
+            scratch.clear();
+            compression::compress(self.compression, &buffer[self.start + HEADER_LEN..], scratch);
+            buffer.truncate(self.start + HEADER_LEN);
+            buffer.extend_from_slice(scratch);
+        }
+        self.write_header(&mut buffer[self.start..]);
+        buffer
+    }
+
+    /// Writes the header at the start of `out`, which ends with the records as they are sent.
+    fn write_header(&self, out: &mut [u8]) {
         let batch_length = i32::try_from(out.len() - PREFIX_LEN).expect("a batch is below 2 GiB");
         let last_offset_delta = (self.next_offset_delta - 1).max(0);
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            out[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
+        let header = BatchHeader {
+            base_offset: self.base_offset,
+            batch_length,
+            partition_leader_epoch: self.leader_epoch,
+            magic: MAGIC,
+            crc: 0,
+            attributes: Attributes(self.attributes),
+            last_offset_delta,
+            base_timestamp: self.base_timestamp,
+            max_timestamp: self.max_timestamp,
+            producer_id: self.producer_id,
+            producer_epoch: self.producer_epoch,
+            base_sequence: self.base_sequence,
+            record_count: self.count,
         };
-        put(&self.base_offset.to_be_bytes());
-        put(&batch_length.to_be_bytes());
-        put(&self.leader_epoch.to_be_bytes());
-        put(&MAGIC.to_be_bytes());
-        put(&[0; 4]);
-        put(&self.attributes.to_be_bytes());
-        put(&last_offset_delta.to_be_bytes());
-        put(&self.base_timestamp.to_be_bytes());
-        put(&self.max_timestamp.to_be_bytes());
-        put(&self.producer_id.to_be_bytes());
-        put(&self.producer_epoch.to_be_bytes());
-        put(&self.base_sequence.to_be_bytes());
-        put(&self.count.to_be_bytes());
-        assert_eq!(at, HEADER_LEN);
+        header.write(batch_length, out);
         let crc = crc32c(&out[CRC_FROM..]);
         out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
-        out
     }
 }
 

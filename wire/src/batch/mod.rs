@@ -12,19 +12,22 @@
 //!
 //! [`check()`] decides whether a produced batch may enter a log. [`Batches`] walks batches that lie back to
 //! back, [`RecordSet`] the records of one. [`assign`] and [`set_log_append_time`] are the only changes that a
-//! broker makes. [`BatchBuilder`] makes batches, for clients.
+//! broker makes to what it appends. [`Retained`] and [`emptied`] are what compaction leaves of a batch. [`BatchBuilder`]
+//! makes batches, for clients.
 //!
 //! Invariants: nothing here panics on bytes from outside, and nothing allocates by a length that they claim.
 
 mod builder;
 mod check;
 mod error;
+mod filter;
 mod scan;
 pub(crate) mod varint;
 
 pub use builder::{BatchBuilder, NewRecord};
 pub use check::{CheckRules, Checked, check};
 pub use error::{BatchError, RecordFault};
+pub use filter::{Retained, emptied};
 pub use scan::{Batches, Headers, RawBatch, Record, RecordSet, Records};
 
 use crate::compression::Compression;

@@ -93,6 +93,13 @@ impl<'a> RawBatch<'a> {
         crc_matches(self.bytes)
     }
 
+    /// The same, as an error that names both.
+    pub fn check_crc(&self) -> Result<(), BatchError> {
+        let (stored, computed) =
+            (super::stored_crc(self.bytes), super::crc32c(&self.bytes[super::CRC_FROM..]));
+        if stored == computed { Ok(()) } else { Err(BatchError::Crc { stored, computed }) }
+    }
+
     /// Its records; a compressed batch is opened, to at most `decompressed_bytes_max` bytes.
     pub fn records(&self, decompressed_bytes_max: usize) -> Result<RecordSet<'a>, BatchError> {
         let body = &self.bytes[HEADER_LEN..];
@@ -111,11 +118,16 @@ impl<'a> RawBatch<'a> {
 /// The records of one batch, opened. Holds the decompressed bytes that the records borrow.
 #[derive(Clone, Debug)]
 pub struct RecordSet<'a> {
-    header: BatchHeader,
-    body: Cow<'a, [u8]>,
+    pub(super) header: BatchHeader,
+    pub(super) body: Cow<'a, [u8]>,
 }
 
 impl RecordSet<'_> {
+    /// The same, borrowing nothing.
+    pub fn into_owned(self) -> RecordSet<'static> {
+        RecordSet { header: self.header, body: Cow::Owned(self.body.into_owned()) }
+    }
+
     /// Walks the records from the first.
     pub fn iter(&self) -> Records<'_> {
         Records { header: &self.header, body: &self.body, at: 0, index: 0 }

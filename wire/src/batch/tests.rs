@@ -41,6 +41,21 @@ fn refused(batch: &[u8], error: BatchError) {
 }
 
 #[test]
+fn a_batch_ends_where_it_was_begun_as_it_is_built_elsewhere() {
+    for compression in Compression::ALL {
+        let mut builder = BatchBuilder::with_room(compression, vec![9; 10_000], 100);
+        for value in [&b"first"[..], b"second", b""] {
+            let (before, expected) = (builder.len_bytes(), builder.len_with(&record(value)));
+            builder.push(record(value));
+            assert_eq!(builder.len_bytes() - before, expected);
+        }
+        let built = builder.build();
+        assert_eq!(builder.finish(&mut Vec::new())[100..], built);
+        assert!(check(&built, &CheckRules::default()).is_ok());
+    }
+}
+
+#[test]
 fn good_batches_pass() {
     for compression in Compression::ALL {
         let batch = batch_of(compression, 7);

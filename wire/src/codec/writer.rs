@@ -213,6 +213,11 @@ impl Writer {
         Writer { bytes, cuts, spliced: 0 }
     }
 
+    /// A writer that goes on behind what `bytes` holds.
+    pub fn append_to(bytes: Vec<u8>) -> Writer {
+        Writer { bytes, cuts: Vec::new(), spliced: 0 }
+    }
+
     /// Makes room for so many more bytes and no more than that.
     pub fn reserve_exact(&mut self, additional: usize) {
         self.bytes.reserve_exact(additional);

@@ -15,6 +15,13 @@ pub struct BrokerConfig {
     pub default_replication_factor: i16,
     pub delete_topic_enable: bool,
     pub fetch_max_bytes: u32,
+    pub log_cleaner_backoff_ms: u64,
+    pub log_cleaner_dedupe_buffer_size: u64,
+    pub log_cleaner_enable: bool,
+    pub log_cleaner_io_buffer_load_factor: f64,
+    pub log_cleaner_io_buffer_size: u32,
+    /// Bytes per second.
+    pub log_cleaner_io_max_bytes_per_second: f64,
     pub log_retention_check_interval_ms: u64,
     pub max_connections: u32,
     pub max_connections_per_ip: u32,
@@ -40,6 +47,7 @@ impl BrokerConfig {
         let flag = |name| values.text(name) == "true";
         let natural = |name| u64::try_from(values.long(name)).unwrap_or(0);
         let kernel = |name| u32::try_from(values.long(name)).ok();
+        let real = |name, default| values.text(name).parse::<f64>().unwrap_or(default);
         let rack = values.text("broker.rack").into_owned();
         BrokerConfig {
             auto_create_topics_enable: flag("auto.create.topics.enable"),
@@ -49,6 +57,12 @@ impl BrokerConfig {
                 .unwrap_or(i16::MAX),
             delete_topic_enable: flag("delete.topic.enable"),
             fetch_max_bytes: values.count("fetch.max.bytes"),
+            log_cleaner_backoff_ms: natural("log.cleaner.backoff.ms"),
+            log_cleaner_dedupe_buffer_size: natural("log.cleaner.dedupe.buffer.size"),
+            log_cleaner_enable: flag("log.cleaner.enable"),
+            log_cleaner_io_buffer_load_factor: real("log.cleaner.io.buffer.load.factor", 0.9),
+            log_cleaner_io_buffer_size: values.count("log.cleaner.io.buffer.size"),
+            log_cleaner_io_max_bytes_per_second: real("log.cleaner.io.max.bytes.per.second", f64::MAX),
             log_retention_check_interval_ms: natural("log.retention.check.interval.ms"),
             max_connections: values.count("max.connections"),
             max_connections_per_ip: values.count("max.connections.per.ip"),

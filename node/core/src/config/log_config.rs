@@ -119,6 +119,14 @@ impl LogConfig {
     pub fn is_durable_before_ack(&self) -> bool {
         self.flush_messages == 1
     }
+
+    /// Age at which a segment is closed: that of a compacted log in time for `max.compaction.lag.ms`.
+    pub fn segment_ms_max(&self) -> i64 {
+        match self.cleanup_policy.compact {
+            true => self.segment_ms.min(self.max_compaction_lag_ms),
+            false => self.segment_ms,
+        }
+    }
 }
 
 impl Default for LogConfig {

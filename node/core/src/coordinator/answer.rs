@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flumen_wire::ErrorCode;
 
-use super::consumer::{ConsumerGroupDescription, HeartbeatAnswer};
+use super::consumer::{DescribedGroup, HeartbeatAnswer, Refused};
 use crate::types::TopicId;
 
 /// The answer to one request.
@@ -31,9 +31,9 @@ pub enum Answer {
     /// To ListGroups: those of this coordinator.
     Listed(Vec<ListedGroup>),
     /// To ConsumerGroupHeartbeat.
-    ConsumerHeartbeat(HeartbeatAnswer),
+    ConsumerHeartbeat(Result<HeartbeatAnswer, Refused>),
     /// To ConsumerGroupDescribe.
-    ConsumerDescribed(ConsumerGroupDescription),
+    ConsumerDescribed(Result<DescribedGroup, Refused>),
 }
 
 /// What a member hears of the generation that it is part of, or why it is not.

@@ -57,10 +57,6 @@ impl Groups {
         self.by_id.get(id)
     }
 
-    pub(super) fn get_mut(&mut self, id: &str) -> Option<&mut Group> {
-        self.by_id.get_mut(id)
-    }
-
     /// The group, if it is a classic one.
     pub(super) fn classic(&self, id: &str) -> Option<&ClassicGroup> {
         match self.by_id.get(id) {
@@ -110,10 +106,6 @@ impl Groups {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Group)> {
         self.by_id.iter()
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Arc<str>, &mut Group)> {
-        self.by_id.iter_mut()
     }
 
     pub(super) fn len(&self) -> usize {

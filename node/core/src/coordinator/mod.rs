@@ -28,8 +28,9 @@
 //! - what clients can make it hold is bounded (`limits`).
 
 mod answer;
+pub mod assignor;
 mod classic;
-mod consumer;
+pub mod consumer;
 mod groups;
 mod offsets;
 mod outbox;
@@ -60,7 +61,6 @@ pub use answer::{
     Answer, DescribedMember, FetchedPartition, FetchedTopic, GroupDescription, JoinAnswer, JoinedMember,
     ListedGroup, SyncAnswer,
 };
-pub use consumer::{ConsumerGroupDescription, HeartbeatAnswer};
 pub use groups::GroupCounts;
 pub use offsets::{FetchOffsets, TopicAsked};
 pub use outbox::{Batch, Token};
@@ -257,12 +257,11 @@ impl Coordinator {
     }
 
     /// The metadata has changed: `deleted` are the names of topics that are gone.
-    pub fn metadata_changed(&mut self, cx: &Context<'_>, deleted: &[&str]) {
+    pub fn metadata_changed(&mut self, _cx: &Context<'_>, deleted: &[&str]) {
         if self.loading || self.retired {
             return;
         }
         self.delete_offsets_of_topics(deleted);
-        self.consumer_groups_metadata_changed(cx);
         self.outbox.close();
     }
 
@@ -292,26 +291,11 @@ impl Coordinator {
                 (Some(said), Some(value)) => self.groups.replay_classic(key.group, &said, value),
                 _ => self.remove_classic(key.group),
             },
-            Decoded::ConsumerGroupMetadata(key, value) => self.groups.replay_consumer_epoch(&key, value),
             // Written by releases before 4.1, and read by none since.
             Decoded::ConsumerGroupPartitionMetadata(..) => {}
-            Decoded::ConsumerGroupMemberMetadata(key, value) => {
-                self.groups.replay_consumer_member(&key, value)
-            }
-            Decoded::ConsumerGroupTargetAssignmentMetadata(key, value) => {
-                self.groups.replay_target_epoch(&key, value)
-            }
-            Decoded::ConsumerGroupTargetAssignmentMember(key, value) => {
-                self.groups.replay_target_member(&key, value)
-            }
-            Decoded::ConsumerGroupCurrentMemberAssignment(key, value) => {
-                self.groups.replay_current_assignment(&key, value)
-            }
-            Decoded::ConsumerGroupRegularExpression(key, value) => {
-                self.groups.replay_regular_expression(&key, value)
-            }
             // Share groups, streams groups, and what is not invented yet: left alone, as by Kafka.
             Decoded::Unknown(_) => {}
+            of_consumer_group => self.groups.replay_consumer(&of_consumer_group),
         }
         Ok(())
     }

@@ -65,7 +65,6 @@ impl Timers {
     }
 
     /// Whether a deadline is set.
-    #[cfg(test)]
     pub(super) fn is_set(&self, group: &Arc<str>, timer: Timer) -> bool {
         self.due.contains_key(&(Arc::clone(group), timer))
     }

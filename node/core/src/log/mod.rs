@@ -1,5 +1,5 @@
 //! One partition's log as arithmetic: offsets, segments, positions; where a batch goes, when a segment is rolled,
-//! what retention may delete.
+//! what retention may delete, what compaction keeps.
 //!
 //! Offsets are decided here, at placement, before anything is durable; what could not be journalled is taken back
 //! with [`Log::rewind`]. The high watermark is the engine's to keep.
@@ -14,11 +14,15 @@
 //! before ends, in offsets; `segments[0].base_offset <= log_start <= log_end`; no segment passes
 //! [`SEGMENT_BYTES_MAX`], nor an offset `i32::MAX` from its segment's base.
 
+mod compaction;
+mod offset_map;
 mod retention;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+pub use compaction::{Cleanable, Fate, Group, Pass};
+pub use offset_map::{OffsetMap, SLOT_BYTES};
 pub use retention::{Deletable, Reason};
 
 use crate::config::LogConfig;
@@ -202,7 +206,7 @@ impl Log {
             now_ms.saturating_sub(active.created_ms)
         };
         active.size + batch.size > bytes_max
-            || age > config.segment_ms
+            || age > config.segment_ms_max()
             || index_full(active.size, config)
             || last_offset.0 - active.base_offset.0 > i64::from(i32::MAX)
     }
@@ -219,7 +223,7 @@ impl Log {
     /// Whether the active segment's time is over, though nothing is appended: by broker time.
     pub fn roll_due(&self, now_ms: i64, config: &LogConfig) -> bool {
         let active = self.active();
-        active.size > 0 && now_ms.saturating_sub(active.created_ms) > config.segment_ms
+        active.size > 0 && now_ms.saturating_sub(active.created_ms) > config.segment_ms_max()
     }
 
     /// The end as it stands, for [`rewind`](Self::rewind).

@@ -118,14 +118,14 @@ impl<'a> Controller<'a> {
         Draft { image: self.image.clone(), records: Vec::new() }
     }
 
-    /// What an empty metadata log begins with; nothing when it is not empty.
+    /// What a start adds to the metadata log: the cluster's identity, if it has none, and the features that it does not
+    /// have yet, which came with a later release than the one that began the log.
     pub fn bootstrap(&self, cluster_id: ClusterId, features: &[(&str, i16)]) -> Vec<Record> {
-        if self.image.cluster_id().is_some() {
-            return Vec::new();
-        }
-        let features =
-            features.iter().map(|(name, level)| Record::FeatureLevel { name: (*name).into(), level: *level });
-        std::iter::once(Record::ClusterId(cluster_id)).chain(features).collect()
+        let identity = self.image.cluster_id().is_none().then_some(Record::ClusterId(cluster_id));
+        let lacking = features.iter().filter(|(name, _)| self.image.feature(name) == 0);
+        let lacking =
+            lacking.map(|(name, level)| Record::FeatureLevel { name: (*name).into(), level: *level });
+        identity.into_iter().chain(lacking).collect()
     }
 
     /// Registers a node at its start. Its incarnation has to be higher than ever before, and its data folder

@@ -11,7 +11,9 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::replay::{ExtentSeen, Replay};
 use super::{KnownPartition, Recovery, RecoveryError, failed};
-use crate::disk::{BLOCK, Buffer, Disk, File, OpenMode};
+use crate::compact::parse_swap_name;
+use crate::disk::{BLOCK, Buffer, DirectoryEntry, Disk, File, OpenMode};
+use crate::engine::planted;
 use crate::lifecycle::{make_directory, partition_metadata};
 use crate::partition::segment_path;
 
@@ -85,6 +87,7 @@ impl<D: Disk> Recovery<'_, D> {
             self.offline(id, reason, None);
         }
         let disk = self.disk;
+        let discards = planted!(self.settings, SwapDiscarded);
         let mut settled = Vec::new();
         {
             let mut queue = self.replays.values().filter(|replay| replay.offline.is_none());
@@ -92,7 +95,7 @@ impl<D: Disk> Recovery<'_, D> {
             loop {
                 while tasks.len() < RECOVERY_DEPTH {
                     let Some(replay) = queue.next() else { break };
-                    tasks.push(async move { (replay.id, settle(disk, replay).await) });
+                    tasks.push(async move { (replay.id, settle(disk, replay, discards).await) });
                 }
                 match tasks.next().await {
                     None => break,
@@ -163,17 +166,62 @@ impl Replay {
     }
 }
 
+/// Compacted segments that the checkpoint counts on take their places; others, which it does not know, are removed: then
+/// all is there that they would have replaced. Returns the base offsets of the former.
+async fn finish_swaps<D: Disk>(
+    disk: &D,
+    replay: &Replay,
+    entries: &[DirectoryEntry],
+    discards: bool,
+) -> Result<HashSet<Offset>, (String, io::Error)> {
+    let directory = replay.known.directory.as_str();
+    let segments = replay.log.segments();
+    let mut finished = HashSet::new();
+    for entry in entries {
+        let Some((base, end)) = parse_swap_name(&entry.name) else { continue };
+        let swap = format!("{directory}/{}", entry.name);
+        let counted_on = segments
+            .windows(2)
+            .any(|pair| (pair[0].base_offset, pair[1].base_offset, pair[0].size) == (base, end, entry.len));
+        if !counted_on || discards {
+            disk.remove_file(&swap).await.map_err(|error| (swap, error))?;
+            continue;
+        }
+        let path = segment_path(directory, base);
+        for extension in ["index", "timeindex"] {
+            // They are of the old segment, and may be missing.
+            disk.remove_file(&format!("{path}.{extension}")).await.ok();
+        }
+        disk.rename(&swap, &format!("{path}.log")).await.map_err(|error| (swap, error))?;
+        finished.insert(base);
+    }
+    Ok(finished)
+}
+
 /// Brings one directory into the state that the log says.
-async fn settle<D: Disk>(disk: &D, replay: &Replay) -> Result<Settled, String> {
+async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Settled, String> {
     let directory = replay.known.directory.as_str();
     let in_words = |path: &str, error: io::Error| format!("{path}: {error}");
     let entries = disk.list(directory).await.map_err(|error| in_words(directory, error))?;
     let mut settled = Settled::default();
     let segments = replay.log.segments();
-    let mut seen = HashSet::new();
+    let mut seen = finish_swaps(disk, replay, &entries, discards).await.map_err(|(p, e)| in_words(&p, e))?;
+    settled.changed |= !seen.is_empty();
     for entry in &entries {
         let path = format!("{directory}/{}", entry.name);
         let Some((base, extension)) = parse_file_name(&entry.name) else { continue };
+        if seen.contains(&base) && extension == "log" {
+            // What a compacted segment has replaced.
+            continue;
+        }
+        if parse_swap_name(&entry.name).is_some() {
+            continue;
+        }
+        if extension == "cleaned" {
+            disk.remove_file(&path).await.map_err(|error| in_words(&path, error))?;
+            settled.changed = true;
+            continue;
+        }
         let segment = segments.iter().find(|segment| segment.base_offset == base);
         let stale = segment.is_none() || (replay.touched.contains(&base) && extension.ends_with("index"));
         if stale {

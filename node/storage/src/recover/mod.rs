@@ -87,6 +87,8 @@ pub struct RecoveredPartition {
     pub(crate) config: LogConfig,
     pub(crate) leader_epoch: LeaderEpoch,
     pub(crate) log: Log,
+    /// How far compaction came.
+    pub(crate) cleaned: Option<Offset>,
     pub(crate) producers: ProducerTable,
     pub(crate) epochs: EpochCache,
     /// What checkpoints say of it while it is offline.

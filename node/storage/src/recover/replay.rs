@@ -39,6 +39,8 @@ pub(super) struct Replay {
     /// What the newest checkpoint says.
     record: Option<Record>,
     pub(super) log: Log,
+    /// How far compaction came.
+    cleaned: Option<Offset>,
     pub(super) producers: ProducerTable,
     epochs: EpochCache,
     missing: Vec<Missing>,
@@ -69,6 +71,7 @@ impl Replay {
             id,
             known,
             log: Log::new(Offset(0), now_ms),
+            cleaned: record.as_ref().and_then(|record| record.cleaned),
             producers: ProducerTable::new(expiration_ms),
             epochs: EpochCache::new(),
             missing: Vec::new(),
@@ -146,6 +149,7 @@ impl Replay {
             }
             EntryKind::Drop => {
                 self.log = Log::new(Offset(0), now_ms);
+                self.cleaned = None;
                 self.producers.truncate_to(Offset(0));
                 self.epochs = EpochCache::new();
                 self.missing.clear();
@@ -279,6 +283,7 @@ impl Replay {
             lsn: Lsn(0),
             high_watermark: self.log.log_end(),
             log: self.log.clone(),
+            cleaned: self.cleaned,
             epochs: self.epochs.entries().to_vec(),
             producers: self.producers.snapshot(),
             offline: None,
@@ -293,6 +298,7 @@ impl Replay {
             lsn: Lsn(0),
             high_watermark: Offset(0),
             log: Log::new(Offset(0), 0),
+            cleaned: None,
             epochs: Vec::new(),
             producers: Default::default(),
             offline: None,
@@ -313,6 +319,7 @@ impl Replay {
             config: self.known.config,
             leader_epoch: self.known.leader_epoch,
             log: self.log,
+            cleaned: self.cleaned,
             producers: self.producers,
             epochs: self.epochs,
             frozen,

@@ -197,7 +197,9 @@ impl<D: Disk> SegmentReader<D> {
         self.count(|metrics| metrics.indexes_rebuilt += 1);
         let index = SegmentIndex::new(view.base_offset.0, view.index_interval_bytes);
         let (index, error) = self.scan(view, index, end).await?;
-        if error.is_none() && view.live.is_none() && self.is_current(view) {
+        // The files of a compacted log are written by compaction alone: a scan that ends late would leave there what it saw
+        // of the segment before.
+        if error.is_none() && view.live.is_none() && view.contiguous && self.is_current(view) {
             let mut closed = index.clone();
             closed.close();
             // Without the files the next look-up scans again: that is all that a failure costs.
@@ -232,7 +234,7 @@ impl<D: Disk> SegmentReader<D> {
         loop {
             match cursor.next().await {
                 Ok(Some((position, header, _))) => {
-                    index.append(position, header.size() as u64, header.last_offset(), header.max_timestamp);
+                    index.append(position, header.size() as u64, header.last_offset(), timestamp_of(&header));
                 }
                 Ok(None) => return Ok((index, None)),
                 Err(error @ SegmentError::Io { .. }) => return Err(error),
@@ -253,26 +255,45 @@ impl<D: Disk> SegmentReader<D> {
     }
 }
 
+/// The greatest timestamp of a batch's records; -1 of a batch that compaction has emptied.
+pub(crate) fn timestamp_of(header: &BatchHeader) -> i64 {
+    if header.record_count > 0 { header.max_timestamp } else { -1 }
+}
+
 /// Walks a segment's batches in order, each verified except for its epoch, in reads of its own.
-struct Cursor<'a, D: Disk> {
+pub(crate) struct Cursor<'a, D: Disk> {
     reader: &'a SegmentReader<D>,
     view: &'a SegmentView,
     start: Start,
     chunk: Option<Chunk<D::Buffer>>,
+    /// Bytes of one read.
+    read_bytes: usize,
 }
 
 impl<'a, D: Disk> Cursor<'a, D> {
     fn new(reader: &'a SegmentReader<D>, view: &'a SegmentView, start: Start) -> Cursor<'a, D> {
-        Cursor { reader, view, start, chunk: None }
+        Cursor { reader, view, start, chunk: None, read_bytes: SCAN_BYTES }
+    }
+
+    /// All batches of a segment, in reads of so many bytes.
+    pub(crate) fn whole(
+        reader: &'a SegmentReader<D>,
+        view: &'a SegmentView,
+        read_bytes: usize,
+    ) -> Cursor<'a, D> {
+        let start = Start { position: 0, expect: Expect::base(view, view.base_offset.0) };
+        Cursor { read_bytes, ..Cursor::new(reader, view, start) }
     }
 
     /// The next batch and its position; `None` at the end.
-    async fn next(&mut self) -> Result<Option<(u64, BatchHeader, Slice<D::Buffer>)>, SegmentError> {
+    pub(crate) async fn next(
+        &mut self,
+    ) -> Result<Option<(u64, BatchHeader, Slice<D::Buffer>)>, SegmentError> {
         let Start { position, expect } = self.start;
         if position >= self.view.len {
             return Ok(None);
         }
-        let mut bytes = SCAN_BYTES;
+        let mut bytes = self.read_bytes;
         loop {
             if let Some(chunk) = &self.chunk {
                 match chunk.step(self.view, position, expect, self.reader.settings.batch_bytes_max as u64)? {

@@ -36,6 +36,7 @@ use flumen_core::types::{LeaderEpoch, Offset};
 
 pub use index::{IndexError, OffsetEntry, SegmentIndex, TimeEntry};
 pub use lookup::Found;
+pub(crate) use lookup::{Cursor, timestamp_of};
 pub use reader::{ReaderMetrics, ReaderSettings, SegmentReader};
 
 /// What the engine knows of a segment at the moment of a read. The reader trusts nothing past it.

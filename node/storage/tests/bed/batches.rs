@@ -9,14 +9,18 @@ use flumen_wire::compression::Compression;
 use crate::model::{Producer, Sent};
 use crate::scenario::Scenario;
 
-/// A new batch of `producer`, of at most `bytes_max` bytes: never two with the same content.
+/// Keys of a compacted partition's records.
+const KEYS: u64 = 90;
+
+/// A new batch of `producer`, of at most `bytes_max` bytes: never two with the same content. With keys
+/// and tombstones for a compacted partition.
 pub(crate) fn make(
     scenario: &Scenario,
     random: &mut Random,
     producer: &mut Producer,
     serial: u64,
     now_ms: i64,
-    bytes_max: u64,
+    (bytes_max, keyed): (u64, bool),
 ) -> Sent {
     let bulk = random.chance(scenario.bulk_percent, 100);
     let len = match bulk {
@@ -35,7 +39,10 @@ pub(crate) fn make(
         random.fill(&mut value[8..]);
         value[..8].copy_from_slice(&serial.to_be_bytes());
         let timestamp = now_ms - random.below(3) as i64;
-        builder.push(NewRecord { timestamp, key: None, value: Some(&value), headers: &[] });
+        let key = keyed.then(|| random.below(KEYS).to_be_bytes());
+        let key = key.as_ref().map(|key| &key[..]);
+        let tombstone = keyed && random.chance(1, 6);
+        builder.push(NewRecord { timestamp, key, value: (!tombstone).then_some(&value), headers: &[] });
     }
     let bytes: Rc<[u8]> = builder.build().into();
     let header = BatchHeader::parse(&bytes).expect("built well");

@@ -87,7 +87,7 @@ pub(crate) struct Partition {
     pub(crate) offline: bool,
     /// Created by an engine, in this life or an earlier one.
     pub(crate) created: bool,
-    log: BTreeMap<i64, Vec<Candidate>>,
+    pub(crate) log: BTreeMap<i64, Vec<Candidate>>,
     /// The log start that an answer has promised.
     pub(crate) log_start: i64,
     /// The greatest log start that was asked for.
@@ -213,6 +213,9 @@ impl Partition {
 
     /// What a read returned that was asked for `offset`. Each batch must be one that was sent there.
     pub(crate) fn seen(&mut self, offset: i64, bytes: &[u8], high_watermark: i64) {
+        if self.is_compacted() {
+            return self.seen_compacted(offset, bytes, high_watermark);
+        }
         let mut expected = None;
         for batch in whole_batches(&self.directory, bytes) {
             let header = batch.header;
@@ -231,13 +234,18 @@ impl Partition {
         }
     }
 
-    fn confirm_seen(&mut self, base: i64, bytes: &[u8]) {
+    /// Old values of keys may be gone (`compacted.rs`).
+    pub(crate) fn is_compacted(&self) -> bool {
+        self.config.cleanup_policy.compact
+    }
+
+    pub(crate) fn confirm_seen(&mut self, base: i64, bytes: &[u8]) {
         let directory = &self.directory;
-        let strict = self.strict;
+        let (strict, compacted) = (self.strict, self.is_compacted());
         let Some(here) = self.log.get_mut(&base) else {
             panic!("{directory}: nothing was ever sent to offset {base}")
         };
-        let matches = |candidate: &Candidate| !candidate.failed && *candidate.bytes == *bytes;
+        let matches = |candidate: &Candidate| !candidate.failed && candidate.is(bytes, compacted);
         let Some(at) = here.iter().rposition(matches) else {
             panic!("{directory}: what is served at offset {base} was not sent there, or was lost before");
         };
@@ -250,7 +258,7 @@ impl Partition {
 
     /// Checks a whole log after a recovery has completed, read from `reported.log_start` to its end, and takes it for the
     /// truth from now on.
-    pub(crate) fn recovered(&mut self, reported: Reported, content: &[u8]) {
+    pub(crate) fn recovered(&mut self, reported: Reported, content: &[u8], now_ms: i64) {
         let directory = self.directory.clone();
         let Reported { log_start, high_watermark, log_end } = reported;
         assert_eq!(high_watermark, log_end, "{directory}: after recovery all that is there is readable");
@@ -266,9 +274,21 @@ impl Partition {
                 "{directory}: the log start is {log_start}, never asked for above {asked}"
             );
         }
+        let truth = match self.is_compacted() {
+            true => self.compacted_truth(reported, content, now_ms),
+            false => self.plain_truth(reported, content),
+        };
+        self.log = truth;
+        self.log_start = self.log_start.max(log_start);
+    }
+
+    /// A log without gaps that holds all that was confirmed.
+    fn plain_truth(&self, reported: Reported, content: &[u8]) -> BTreeMap<i64, Vec<Candidate>> {
+        let directory = &self.directory;
+        let Reported { log_start, log_end, .. } = reported;
         let mut next = log_start;
         let mut truth = BTreeMap::new();
-        for batch in whole_batches(&directory, content) {
+        for batch in whole_batches(directory, content) {
             let (base, last) = (batch.header.base_offset, batch.header.last_offset());
             let first = truth.is_empty() && base <= log_start && log_start <= last;
             assert!(first || base == next, "{directory}: after recovery {base} follows where {next} should");
@@ -283,15 +303,16 @@ impl Partition {
                 "{directory}: {base}..={last} was confirmed and is lost (the log is {log_start}..{log_end})"
             );
         }
-        self.log = truth;
-        self.log_start = self.log_start.max(log_start);
+        truth
     }
 
-    fn taken_from(&self, base: i64, bytes: &[u8]) -> Vec<Candidate> {
+    pub(crate) fn taken_from(&self, base: i64, bytes: &[u8]) -> Vec<Candidate> {
+        let compacted = self.is_compacted();
         let here = self.log.get(&base).map(Vec::as_slice).unwrap_or_default();
         let confirmed = here.iter().any(|candidate| candidate.confirmed);
-        let found =
-            here.iter().find(|candidate| *candidate.bytes == *bytes && (candidate.confirmed || !confirmed));
+        let found = here
+            .iter()
+            .find(|candidate| candidate.is(bytes, compacted) && (candidate.confirmed || !confirmed));
         let Some(found) = found else {
             panic!(
                 "{}: after recovery offset {base} holds what was {}",
@@ -300,6 +321,8 @@ impl Partition {
             );
         };
         vec![Candidate {
+            // What compaction took never comes back.
+            bytes: bytes.into(),
             confirmed: true,
             failed: false,
             recovered: true,
@@ -340,6 +363,10 @@ impl Partition {
     /// Epochs of the log's batches and where each ends, by its content.
     pub(crate) fn epoch_ends(&self, log_start: i64, log_end: i64) -> Vec<(i32, i64)> {
         let mut ends: Vec<(i32, i64)> = Vec::new();
+        if self.is_compacted() {
+            // All batches of an epoch may be gone.
+            return ends;
+        }
         for candidate in self.log.values().filter_map(|here| here.first()) {
             let header = &candidate.header;
             if header.last_offset() < log_start {
@@ -399,7 +426,7 @@ impl Partition {
     }
 }
 
-fn whole_batches<'a>(directory: &str, bytes: &'a [u8]) -> Vec<flumen_wire::batch::RawBatch<'a>> {
+pub(crate) fn whole_batches<'a>(directory: &str, bytes: &'a [u8]) -> Vec<flumen_wire::batch::RawBatch<'a>> {
     let mut batches = Batches::new(bytes);
     let all: Result<Vec<_>, _> = batches.by_ref().collect();
     let all = all.unwrap_or_else(|error| panic!("{directory}: no batches are served: {error:?}"));
@@ -429,6 +456,7 @@ pub(crate) struct Model {
     pub(crate) reads: u64,
     pub(crate) recoveries: u64,
     pub(crate) faults: u64,
+    pub(crate) compactions: u64,
 }
 
 impl Model {

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use flumen_core::types::{Incarnation, LeaderEpoch, Offset, PartitionId, ShardId};
 use flumen_storage::sim::{Random, SimDisk};
 use flumen_storage::{
-    Engine, EngineSettings, KnownPartition, PlantedBug, ReadError, ReadOutcome, Recovered, RecoveryError,
-    RecoverySettings, Sink, Slot, recover,
+    CompactionRun, CompactionSettings, Engine, EngineSettings, KnownPartition, PlantedBug, ReadError,
+    ReadOutcome, Recovered, RecoveryError, RecoverySettings, Sink, Slot, recover,
 };
 use flumen_wire::ErrorCode;
 
@@ -144,6 +144,11 @@ impl Node {
             });
             let maintenance = engine.clone();
             self.disk.spawn(async move { maintenance.run_maintenance().await });
+            if !self.shared.scenario.compacts {
+                continue;
+            }
+            let (compaction, shared) = (engine.clone(), self.shared.clone());
+            self.disk.spawn(async move { compaction.run_compaction(|run| told(&shared, run)).await });
         }
     }
 
@@ -260,7 +265,7 @@ impl Node {
         }
         let ends = self.with_partition(id, |partition| {
             partition.check_retention(offsets.log_start, now_ms);
-            partition.recovered(offsets, &content);
+            partition.recovered(offsets, &content, now_ms);
             partition.created = true;
             partition.epoch_ends(offsets.log_start, offsets.log_end)
         });
@@ -278,6 +283,17 @@ impl Node {
         let mut model = self.shared.model.borrow_mut();
         work(model.partitions.get_mut(id).expect("partitions of the model stay in a life"))
     }
+}
+
+/// A pass of compaction is over.
+fn told(shared: &Shared, run: &CompactionRun) {
+    let mut model = shared.model.borrow_mut();
+    if let Some(reason) = &run.failed {
+        let excused = shared.troubled.get();
+        assert!(excused, "{}: compaction failed though nothing is wrong: {reason}", run.directory);
+        return;
+    }
+    model.compactions += u64::from(run.segments_before > 0);
 }
 
 fn known(model: &Model, incarnation: u64) -> HashMap<PartitionId, KnownPartition> {
@@ -309,6 +325,13 @@ fn engine_settings(shared: &Shared, shard: u16, shards: u16, incarnation: u64) -
         retention_interval: std::time::Duration::from_millis(100),
         bulk_bytes_min: scenario.bulk_bytes_min,
         producer_expiration_ms: i64::MAX / 4,
+        compaction: CompactionSettings {
+            backoff: std::time::Duration::from_millis(20),
+            dedupe_buffer_bytes: scenario.dedupe_buffer_bytes,
+            io_bytes_per_second: scenario.compaction_bytes_per_second,
+            hash_seed: incarnation,
+            ..CompactionSettings::default()
+        },
         planted: shared.planted,
     }
 }

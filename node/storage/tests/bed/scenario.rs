@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flumen_core::config::LogConfig;
+use flumen_core::config::{CleanupPolicy, LogConfig};
 use flumen_storage::sim::Random;
 
 /// The trouble of a run, beside crashes.
@@ -45,12 +45,18 @@ pub(crate) struct Scenario {
     pub(crate) steps_max: u64,
     /// Topics come and go.
     pub(crate) topics_change: bool,
+    /// Some partitions are compacted.
+    pub(crate) compacts: bool,
+    pub(crate) dedupe_buffer_bytes: usize,
+    pub(crate) compaction_bytes_per_second: f64,
 }
 
 impl Scenario {
     pub(crate) fn new(seed: u64) -> Scenario {
         let mut random = Random::new(seed ^ 0x5ce0_a210);
         let r = &mut random;
+        // Drawn apart: what a seed is without compaction stays what it was.
+        let mut apart = Random::new(seed ^ 0x00c0_4bac);
         let trouble = match r.below(20) {
             0..=9 => Trouble::None,
             10 | 11 => Trouble::DiskFull,
@@ -76,6 +82,9 @@ impl Scenario {
             pause_micros_max: pick(r, &[300, 2000, 20_000]) as u64,
             steps_max: pick(r, &[150, 600, 2500]) as u64,
             topics_change: r.chance(1, 3),
+            compacts: seed % 4 == 3,
+            dedupe_buffer_bytes: pick(&mut apart, &[1, 1 << 20]),
+            compaction_bytes_per_second: pick(&mut apart, &[500_000, usize::MAX]) as f64,
         }
     }
 
@@ -101,6 +110,14 @@ impl Scenario {
         }
         if random.chance(1, 8) {
             config.segment_ms = 30;
+        }
+        if self.compacts && config.is_durable_before_ack() && random.chance(2, 3) {
+            let delete = config.retention_bytes >= 0 || config.retention_ms >= 0;
+            config.cleanup_policy = CleanupPolicy { delete, compact: true };
+            config.min_cleanable_dirty_ratio = 0.01;
+            config.delete_retention_ms = pick(random, &[0, 60, 3000]) as i64;
+            config.segment_bytes = pick(random, &[10 << 10, 20 << 10]) as u32;
+            config.max_compaction_lag_ms = if random.chance(1, 3) { 50 } else { i64::MAX };
         }
         config
     }

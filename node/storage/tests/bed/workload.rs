@@ -87,6 +87,7 @@ fn next_to_send(node: &Node, id: &PartitionId, producer: usize) -> Option<Sent> 
     let mut model = node.shared.model.borrow_mut();
     let partition = model.partitions.get_mut(id)?;
     let bytes_max = u64::from(partition.config.segment_bytes);
+    let keyed = partition.config.cleanup_policy.compact;
     let producer = &mut partition.producers[producer];
     if let Some(sent) = producer.window.iter().find(|sent| !sent.acked && sent.placed.is_none()) {
         return Some(sent.clone());
@@ -103,7 +104,8 @@ fn next_to_send(node: &Node, id: &PartitionId, producer: usize) -> Option<Sent> 
         producer.window.clear();
     }
     node.shared.serial.set(node.shared.serial.get() + 1);
-    let sent = batches::make(scenario, random, producer, node.shared.serial.get(), now_ms, bytes_max);
+    let sent =
+        batches::make(scenario, random, producer, node.shared.serial.get(), now_ms, (bytes_max, keyed));
     while producer.window.len() >= 5 {
         // Only answered ones are in the way: at most four are in flight.
         let answered = producer.window.iter().position(|sent| sent.acked)?;
@@ -200,7 +202,9 @@ async fn refused(node: &Node, id: &PartitionId, header: &BatchHeader, token: u64
             let waited = node.shared.troubled.get() || node.shared.stopping.get();
             assert!(
                 waited || node.shared.fault.borrow().is_some(),
-                "no room for half a second of virtual time"
+                "no room for {} bytes in half a second of virtual time: {:?}",
+                header.size(),
+                node.engine(id).metrics()
             );
         }
         AppendError::Refused(code) => {

@@ -17,6 +17,7 @@ use flumen_wire::ErrorCode;
 use flumen_wire::batch::{BatchBuilder, BatchHeader, Batches, NewRecord};
 use flumen_wire::compression::Compression;
 
+mod compaction;
 mod faults;
 
 const DIRECTORY_ID: [u8; 16] = [9; 16];

@@ -25,7 +25,7 @@ use crate::limits::{
 };
 
 /// The first version whose members know that they have to ask for an id first (KIP-394).
-const MEMBER_ID_VERSION: i16 = 4;
+pub(in crate::coordinator) const MEMBER_ID_VERSION: i16 = 4;
 /// The first version whose leader may be told to take the assignment that there is (KIP-814).
 const SKIP_ASSIGNMENT_VERSION: i16 = 9;
 /// What of a client's id goes into a member's id.
@@ -81,18 +81,22 @@ impl Joining<'_> {
             is_new: true,
         }
     }
+}
 
-    /// The id of a new member: whose it is, and a UUID.
-    fn new_id(&self, uuid: &[u8; 16]) -> Arc<str> {
-        let whose = self.request.group_instance_id.unwrap_or(self.caller.client_id);
-        let mut end = whose.len().min(CLIENT_ID_BYTES_MAX);
-        while !whose.is_char_boundary(end) {
-            end -= 1;
-        }
-        let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-        let uuid = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-        format!("{}-{uuid}", &whose[..end]).into()
+/// The id of a new member: whose it is, and a UUID.
+pub(in crate::coordinator) fn new_member_id(
+    caller: &Caller<'_>,
+    request: &JoinGroupRequest<'_>,
+    uuid: &[u8; 16],
+) -> Arc<str> {
+    let whose = request.group_instance_id.unwrap_or(caller.client_id);
+    let mut end = whose.len().min(CLIENT_ID_BYTES_MAX);
+    while !whose.is_char_boundary(end) {
+        end -= 1;
     }
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    let uuid = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    format!("{}-{uuid}", &whose[..end]).into()
 }
 
 impl Coordinator {
@@ -196,7 +200,7 @@ impl ClassicGroup {
     }
 
     fn join_new(&mut self, fx: &mut Effects<'_>, joining: &Joining<'_>) {
-        let member_id = joining.new_id(&fx.cx.uuid);
+        let member_id = new_member_id(joining.caller, joining.request, &fx.cx.uuid);
         if let Some(instance_id) = joining.request.group_instance_id {
             match self.static_members.get(instance_id).cloned() {
                 Some(former) => self.join_as_static(fx, joining, &former, member_id),

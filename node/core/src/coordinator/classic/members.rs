@@ -31,7 +31,7 @@ impl Member {
 }
 
 /// The refusal of a JoinGroup.
-pub(super) fn join_refused(member_id: &str, error: ErrorCode) -> Answer {
+pub(in crate::coordinator) fn join_refused(member_id: &str, error: ErrorCode) -> Answer {
     Answer::Joined(JoinAnswer {
         error,
         generation_id: -1,

@@ -62,7 +62,8 @@ impl Coordinator {
             return self.leave_consumer_group(cx, request);
         }
         let left = self.with_classic(cx, request.group_id, |group, fx| group.leave(fx, &request.members));
-        left.map_or(Answer::Failed(ErrorCode::UnknownMemberId), Answer::Left)
+        // Of a group that is not there, nobody is a member.
+        Answer::Left(left.unwrap_or_else(|| vec![ErrorCode::UnknownMemberId; request.members.len()]))
     }
 
     /// Whether a commit is taken from whoever says to be this member of this generation. It counts as a heartbeat.

@@ -1,212 +1,168 @@
-//! Groups whose coordinator makes the assignment (KIP-848). Their hard state, and the requests of their members.
+//! Consumer groups: the protocol in which the broker assigns (KIP-848).
+//!
+//! A member sends heartbeats, and each answer may tell it what to own from now on. Three epochs order what happens:
+//!
+//! ```text
+//!   a join, a leave, a topic that grew ──> group epoch + 1
+//!                                             │  the assignor (next heartbeat of anybody)
+//!                                             v
+//!                                          target epoch = group epoch; a target for each member
+//!                                             │  reconciliation (heartbeats of that member)
+//!                                             v
+//!                                          member epoch = target epoch: it gave up what it should not have,
+//!                                          and got what was free of what it should
+//! ```
+//!
+//! Decide, then replay: [`ConsumerGroup::heartbeat`] and its like look at the group and return records, an answer and
+//! timers to set; [`ConsumerGroup::replay`] alone changes a group, live and at load.
+//!
+//! Invariants:
+//! - **no partition is told to a member while another may own it**: owned is what a member was told, until it says that
+//!   it gave it up, or is fenced. [`ConsumerGroup`] keeps the owner of each partition, and there is one at most;
+//! - replay takes records in any order in which a compacted log can hold them, and never fails;
+//! - a member that does not say what it owns is taken to own all that it was told;
+//! - no clock and no randomness: the time and new member ids are arguments.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `change` | what is kept |
+//! | `group` | the state, and replay |
+//! | `heartbeat` | join, stay, leave; static members; fencing |
+//! | `target` | epochs, regular expressions, running the assignor |
+//! | `reconcile` | the step of one member towards its target |
+//! | `expression` | regular expressions against topics |
+//! | `classic`, `migrate` | members that speak the classic protocol; from one kind of group to the other |
+//! | `describe` | what others may see |
+//! | `requests`, `encode` | the group within its coordinator, and in the log |
+
+mod change;
+mod classic;
+mod describe;
+mod encode;
+mod expression;
+mod group;
+mod heartbeat;
+mod migrate;
+mod reconcile;
+mod requests;
+mod target;
 
 use std::sync::Arc;
 
 use flumen_wire::ErrorCode;
-use flumen_wire::group::consumer_group_current_member_assignment_key::ConsumerGroupCurrentMemberAssignmentKey;
-use flumen_wire::group::consumer_group_current_member_assignment_value::ConsumerGroupCurrentMemberAssignmentValue;
-use flumen_wire::group::consumer_group_member_metadata_key::ConsumerGroupMemberMetadataKey;
-use flumen_wire::group::consumer_group_member_metadata_value::ConsumerGroupMemberMetadataValue;
-use flumen_wire::group::consumer_group_metadata_key::ConsumerGroupMetadataKey;
-use flumen_wire::group::consumer_group_metadata_value::ConsumerGroupMetadataValue;
-use flumen_wire::group::consumer_group_regular_expression_key::ConsumerGroupRegularExpressionKey;
-use flumen_wire::group::consumer_group_regular_expression_value::ConsumerGroupRegularExpressionValue;
-use flumen_wire::group::consumer_group_target_assignment_member_key::ConsumerGroupTargetAssignmentMemberKey;
-use flumen_wire::group::consumer_group_target_assignment_member_value::ConsumerGroupTargetAssignmentMemberValue;
-use flumen_wire::group::consumer_group_target_assignment_metadata_key::ConsumerGroupTargetAssignmentMetadataKey;
-use flumen_wire::group::consumer_group_target_assignment_metadata_value::ConsumerGroupTargetAssignmentMetadataValue;
-use flumen_wire::messages::consumer_group_heartbeat_request::ConsumerGroupHeartbeatRequest;
-use flumen_wire::messages::heartbeat_request::HeartbeatRequest;
-use flumen_wire::messages::join_group_request::JoinGroupRequest;
-use flumen_wire::messages::leave_group_request::LeaveGroupRequest;
-use flumen_wire::messages::sync_group_request::SyncGroupRequest;
 
-use super::answer::{Answer, ListedGroup};
-use super::groups::{Group, Groups};
-use super::outbox::Token;
-use super::record::Record;
-use super::{Caller, Context, Coordinator};
+use super::assignor::{Assignor, Partitions};
+use crate::metadata::Image;
 
-/// The answer to ConsumerGroupHeartbeat.
+pub use change::{
+    Change, ClassicMember, CurrentAssignment, GroupEpoch, MemberMetadata, MemberState, ResolvedExpression,
+    TargetEpoch,
+};
+pub use classic::{ClassicJoin, ClassicJoined, ClassicSynced};
+pub use describe::{DescribedGroup, DescribedMember, GroupState};
+pub use group::{ConsumerGroup, Member};
+pub use heartbeat::{Client, Heartbeat, HeartbeatAnswer, LEAVE_EPOCH, LEAVE_STATIC_EPOCH};
+
+/// The settings of a group that are in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeartbeatAnswer {}
+pub struct GroupSettings {
+    /// How often members are told to send heartbeats.
+    pub heartbeat_interval_ms: i32,
+    /// After how long a silence they are gone.
+    pub session_timeout_ms: i32,
+    /// Assignors that may be asked for; the first one is for those who ask for none.
+    pub assignors: Vec<Assignor>,
+    /// Most members.
+    pub max_size: usize,
+}
 
-/// A consumer group, described.
+/// What decisions are made from, besides the group.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The topics that there are.
+    pub image: &'a Image,
+    /// The group's settings.
+    pub settings: &'a GroupSettings,
+    /// Milliseconds since the Unix epoch.
+    pub now_ms: i64,
+}
+
+/// Records to append, the answer to give once they are durable, and timers to set at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConsumerGroupDescription {}
-
-/// A consumer group.
-#[derive(Debug)]
-pub(super) struct ConsumerGroup {
-    id: Arc<str>,
-    /// Rises with every change of members, subscriptions or topics.
-    group_epoch: i32,
+pub struct Decision<R> {
+    /// In the order in which they are to be replayed; they go into the log together.
+    pub records: Vec<Change>,
+    /// The answer.
+    pub answer: R,
+    /// Timers set and stopped.
+    pub timers: Vec<TimerChange>,
 }
 
-impl ConsumerGroup {
-    pub(super) fn listed(&self) -> ListedGroup {
-        ListedGroup {
-            group_id: Arc::clone(&self.id),
-            protocol_type: "consumer".into(),
-            state: "Empty",
-            group_type: "consumer",
-        }
-    }
+/// A timer of a member. Setting one replaces the one before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TimerChange {
+    /// The member has to be heard of within this time, or [`ConsumerGroup::session_expired`] is asked.
+    Session {
+        /// The member.
+        member_id: Arc<str>,
+        /// Milliseconds from now.
+        after_ms: i32,
+    },
+    /// The member has to give up partitions within this time, or [`ConsumerGroup::rebalance_expired`] is asked.
+    Rebalance {
+        /// The member.
+        member_id: Arc<str>,
+        /// Milliseconds from now.
+        after_ms: i32,
+    },
+    /// A member that speaks the classic protocol has to join within this time, or is asked after likewise. A timer that
+    /// runs already stays.
+    RebalanceUnlessSet {
+        /// The member.
+        member_id: Arc<str>,
+        /// Milliseconds from now.
+        after_ms: i32,
+    },
+    /// Nothing more has to be given up.
+    StopRebalance {
+        /// The member.
+        member_id: Arc<str>,
+    },
+    /// The member is gone, and all its timers.
+    Stop {
+        /// The member.
+        member_id: Arc<str>,
+    },
+}
 
-    /// Hard state as records.
-    pub(super) fn snapshot(&self, records: &mut Vec<Record>) {
-        let key = ConsumerGroupMetadataKey { group_id: &self.id };
-        let value = ConsumerGroupMetadataValue { epoch: self.group_epoch, ..Default::default() };
-        records.push(Record::new(&key, &value, 0));
-    }
+/// A request that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Kafka's code.
+    pub code: ErrorCode,
+    /// What is wrong, for people; Kafka's words where it has any.
+    pub message: String,
+}
 
-    /// Why DeleteGroups may not take it.
-    pub(super) fn refuses_deletion(&self) -> Option<ErrorCode> {
-        None
-    }
-
-    /// The records that end it.
-    pub(super) fn tombstones(&self) -> Vec<Record> {
-        vec![Record::tombstone(&ConsumerGroupMetadataKey { group_id: &self.id })]
-    }
-
-    /// Whether a commit under this member and epoch is taken.
-    pub(super) fn check_commit(&self, _member_id: &str, _epoch: i32, _version: i16) -> Result<(), ErrorCode> {
-        Ok(())
-    }
-
-    /// Whether a fetch of offsets under this member and epoch is answered.
-    pub(super) fn check_fetch(&self, _member_id: Option<&str>, _epoch: i32) -> Result<(), ErrorCode> {
-        Ok(())
-    }
-
-    /// Whether OffsetDelete has to leave the offsets of a topic alone.
-    pub(super) fn is_subscribed_to(&self, _topic: &str) -> bool {
-        false
-    }
-
-    /// Whether it has no members.
-    pub(super) fn is_empty(&self) -> bool {
-        true
+impl Refused {
+    fn new(code: ErrorCode, message: impl Into<String>) -> Refused {
+        Refused { code, message: message.into() }
     }
 }
 
-/// Requests, timers and events, called by the runtime (`coordinator/mod.rs`).
-impl Coordinator {
-    pub(super) fn consumer_group_heartbeat(
-        &mut self,
-        _cx: &Context<'_>,
-        _caller: &Caller<'_>,
-        _request: &ConsumerGroupHeartbeatRequest<'_>,
-    ) -> Answer {
-        Answer::Failed(ErrorCode::UnsupportedVersion)
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
     }
-
-    pub(super) fn describe_consumer_group(&mut self, _cx: &Context<'_>, _group_id: &str) -> Answer {
-        Answer::Failed(ErrorCode::GroupIdNotFound)
-    }
-
-    /// JoinGroup of a member that speaks the classic protocol, in a consumer group that has members.
-    pub(super) fn join_consumer_group(
-        &mut self,
-        _cx: &Context<'_>,
-        _caller: &Caller<'_>,
-        _request: &JoinGroupRequest<'_>,
-        token: Token,
-    ) {
-        self.outbox.answer(token, Answer::Failed(ErrorCode::InconsistentGroupProtocol));
-    }
-
-    /// SyncGroup of such a member.
-    pub(super) fn sync_consumer_group(
-        &mut self,
-        _cx: &Context<'_>,
-        _request: &SyncGroupRequest<'_>,
-        token: Token,
-    ) {
-        self.outbox.answer(token, Answer::Failed(ErrorCode::UnknownMemberId));
-    }
-
-    /// Heartbeat of such a member.
-    pub(super) fn heartbeat_in_consumer_group(
-        &mut self,
-        _cx: &Context<'_>,
-        _request: &HeartbeatRequest<'_>,
-    ) -> ErrorCode {
-        ErrorCode::UnknownMemberId
-    }
-
-    /// LeaveGroup, of such members or by an operator.
-    pub(super) fn leave_consumer_group(
-        &mut self,
-        _cx: &Context<'_>,
-        _request: &LeaveGroupRequest<'_>,
-    ) -> Answer {
-        Answer::Failed(ErrorCode::UnknownMemberId)
-    }
-
-    /// The log is loaded: sessions begin.
-    pub(super) fn consumer_groups_loaded(&mut self, _cx: &Context<'_>) {}
-
-    pub(super) fn consumer_session_expired(&mut self, _cx: &Context<'_>, _group: &Arc<str>, _member: &str) {}
-
-    pub(super) fn consumer_rebalance_expired(&mut self, _cx: &Context<'_>, _group: &Arc<str>, _member: &str) {
-    }
-
-    /// Topics came, grew or went.
-    pub(super) fn consumer_groups_metadata_changed(&mut self, _cx: &Context<'_>) {}
 }
 
-/// Replay.
-impl Groups {
-    pub(super) fn replay_consumer_epoch(
-        &mut self,
-        key: &ConsumerGroupMetadataKey<'_>,
-        value: Option<ConsumerGroupMetadataValue>,
-    ) {
-        match value {
-            Some(value) => {
-                let id: Arc<str> = key.group_id.into();
-                let group = ConsumerGroup { id: Arc::clone(&id), group_epoch: value.epoch };
-                self.insert(id, Group::Consumer(group));
-            }
-            None if self.consumer(key.group_id).is_some() => drop(self.remove(key.group_id)),
-            None => {}
-        }
-    }
+impl std::error::Error for Refused {}
 
-    pub(super) fn replay_consumer_member(
-        &mut self,
-        _key: &ConsumerGroupMemberMetadataKey<'_>,
-        _value: Option<ConsumerGroupMemberMetadataValue<'_>>,
-    ) {
-    }
-
-    pub(super) fn replay_target_epoch(
-        &mut self,
-        _key: &ConsumerGroupTargetAssignmentMetadataKey<'_>,
-        _value: Option<ConsumerGroupTargetAssignmentMetadataValue>,
-    ) {
-    }
-
-    pub(super) fn replay_target_member(
-        &mut self,
-        _key: &ConsumerGroupTargetAssignmentMemberKey<'_>,
-        _value: Option<ConsumerGroupTargetAssignmentMemberValue>,
-    ) {
-    }
-
-    pub(super) fn replay_current_assignment(
-        &mut self,
-        _key: &ConsumerGroupCurrentMemberAssignmentKey<'_>,
-        _value: Option<ConsumerGroupCurrentMemberAssignmentValue>,
-    ) {
-    }
-
-    pub(super) fn replay_regular_expression(
-        &mut self,
-        _key: &ConsumerGroupRegularExpressionKey<'_>,
-        _value: Option<ConsumerGroupRegularExpressionValue<'_>>,
-    ) {
-    }
+/// The partitions that a request or a record lists.
+fn partitions_of<'a>(topics: impl IntoIterator<Item = (&'a [u8; 16], &'a [i32])>) -> Partitions {
+    let each = |(topic, partitions): (&'a [u8; 16], &'a [i32])| {
+        let topic = crate::types::TopicId(*topic);
+        partitions.iter().map(move |partition| crate::types::PartitionId { topic, partition: *partition })
+    };
+    topics.into_iter().flat_map(each).collect()
 }

@@ -87,7 +87,9 @@ impl Coordinator {
             None if epoch < 0 => Ok(()),
             None if caller.version >= GROUP_ID_NOT_FOUND_VERSION => Err(ErrorCode::GroupIdNotFound),
             None => Err(ErrorCode::IllegalGeneration),
-            Some(Group::Consumer(group)) => group.check_commit(member_id, epoch, caller.version),
+            Some(Group::Consumer(group)) => {
+                group.check_commit(member_id, epoch, caller.version).map_err(|refused| refused.code)
+            }
             Some(Group::Classic(_)) => {
                 self.check_classic_commit(cx, request.group_id, member_id, request.group_instance_id, epoch)
             }

@@ -225,7 +225,7 @@ impl Coordinator {
         if let Some(Group::Consumer(group)) = self.groups.get(request.group_id)
             && let Err(refusal) = group.check_fetch(request.member_id, request.member_epoch)
         {
-            return Answer::Failed(refusal);
+            return Answer::Failed(refusal.code);
         }
         Answer::Fetched(self.offsets.fetch(request))
     }

@@ -1,0 +1,90 @@
+//! glommio: one executor on the thread that asks for it, for clients that shall cost little per request.
+//!
+//! What is known to bite in glommio 0.9.0 and how it is avoided here: preemption is left at 20 ms or more and no queue
+//! asks for a latency, since an executor may otherwise park with runnable tasks; a task is never spawned while
+//! something is borrowed, since its first poll happens at once; few wakers of one task exist at a time, since their
+//! count has 16 bits; little memory is registered, since only sockets are used.
+
+use super::{Driver, Running};
+use glommio::{LocalExecutorBuilder, Placement};
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+/// See [`super::connect`].
+pub(super) type Stream = glommio::net::TcpStream;
+
+/// How an executor is to run.
+#[derive(Clone, Debug)]
+pub struct UringSettings {
+    /// The processor to stay on; none: any.
+    pub cpu: Option<usize>,
+    /// How long it spins before it sleeps: less latency for a whole processor.
+    pub spin: Duration,
+    /// Operations that the ring takes at once.
+    pub ring_depth: usize,
+}
+
+impl Default for UringSettings {
+    fn default() -> UringSettings {
+        UringSettings { cpu: None, spin: Duration::ZERO, ring_depth: 128 }
+    }
+}
+
+/// Why there is no executor; the text says what to do.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "io_uring cannot be used here: {}; `flumen doctor` says what mends it", self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Runs a future to its end on an executor on this thread, with all tasks that it starts.
+pub fn run_uring<F, Fut, T>(settings: &UringSettings, main: F) -> Result<T, StartError>
+where
+    F: FnOnce() -> Fut,
+    Fut: Future<Output = T>,
+{
+    /// The least that glommio takes.
+    const IO_MEMORY: usize = 64 << 10;
+    let placement = settings.cpu.map_or(Placement::Unbound, Placement::Fixed);
+    let mut builder = LocalExecutorBuilder::new(placement)
+        .name("client")
+        .io_memory(IO_MEMORY)
+        .ring_depth(settings.ring_depth)
+        .preempt_timer(Duration::from_millis(20));
+    if !settings.spin.is_zero() {
+        builder = builder.spin_before_park(settings.spin);
+    }
+    // It fails assertions of its own where locked memory is short.
+    let executor = match catch_unwind(AssertUnwindSafe(|| builder.make())) {
+        Ok(Ok(executor)) => executor,
+        Ok(Err(error)) => return Err(StartError(error.to_string())),
+        Err(_) => return Err(StartError("see above".into())),
+    };
+    Ok(executor.run(async {
+        let _running = Running::enter(Driver::Uring);
+        main().await
+    }))
+}
+
+pub(super) fn spawn(task: impl Future<Output = ()> + 'static) {
+    glommio::spawn_local(task).detach();
+}
+
+pub(super) async fn sleep(duration: Duration) {
+    glommio::timer::sleep(duration).await;
+}
+
+pub(super) async fn connect(address: SocketAddr) -> io::Result<Stream> {
+    let stream = Stream::connect(address).await.map_err(io::Error::from)?;
+    stream.set_nodelay(true).map_err(io::Error::from)?;
+    Ok(stream)
+}

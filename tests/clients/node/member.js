@@ -1,0 +1,85 @@
+// A member of a consumer group by kafkajs: `member.js ADDRESS GROUP TOPIC PROTOCOL SESSION_MS`.
+// What it prints, and what is asked of it, is said in harness/members.py. The only protocol is roundrobin.
+
+import { writeSync } from 'node:fs'
+import kafkajs from 'kafkajs'
+
+const [address, groupId, topic, , sessionMs] = process.argv.slice(2)
+const COMMIT_INTERVAL_MS = 200
+
+// At once: what was said before a kill is read after it.
+const say = event => writeSync(1, `${Math.round((performance.timeOrigin + performance.now()) * 1000)} ${event}\n`)
+
+const kafka = new kafkajs.Kafka({
+  brokers: [address],
+  logLevel: kafkajs.logLevel.NOTHING,
+  retry: { initialRetryTime: 100, maxRetryTime: 500, retries: 100 },
+})
+const consumer = kafka.consumer({
+  groupId,
+  sessionTimeout: Number(sessionMs),
+  heartbeatInterval: 500,
+  metadataMaxAge: 5000,
+  maxWaitTimeInMs: 100,
+})
+
+const uncommitted = new Map()
+let committedAt = Date.now()
+let leaving = false
+
+// What fails is tried again with the next call, or by who owns the partition then.
+async function commit() {
+  committedAt = Date.now()
+  const offsets = [...uncommitted].map(([partition, offset]) => ({ topic, partition, offset: String(offset) }))
+  if (offsets.length === 0) return
+  try {
+    await consumer.commitOffsets(offsets)
+  } catch (refused) {
+    say(`refused ${refused.name}`)
+  }
+}
+
+// The call above may return without having sent anything; this says what the broker has acknowledged.
+consumer.on(consumer.events.COMMIT_OFFSETS, ({ payload }) => {
+  for (const { partitions } of payload.topics) {
+    for (const { partition, offset } of partitions) {
+      say(`committed ${partition} ${offset}`)
+      if (uncommitted.get(Number(partition)) === BigInt(offset)) uncommitted.delete(Number(partition))
+    }
+  }
+})
+
+// The client does not say what is taken away: an assignment replaces the one before.
+consumer.on(consumer.events.GROUP_JOIN, ({ payload }) => {
+  uncommitted.clear()
+  say('revoked all')
+  say(`assigned ${(payload.memberAssignment[topic] ?? []).join(',')}`)
+})
+consumer.on(consumer.events.CRASH, ({ payload }) => say(`error ${payload.error.message}`))
+
+await consumer.connect()
+await consumer.subscribe({ topic, fromBeginning: true })
+await consumer.run({
+  autoCommit: false,
+  partitionsConsumedConcurrently: 1,
+  eachBatch: async ({ batch, resolveOffset, isRunning, isStale }) => {
+    for (const message of batch.messages) {
+      if (leaving || !isRunning() || isStale()) break
+      say(`record ${batch.partition} ${message.offset}`)
+      uncommitted.set(batch.partition, BigInt(message.offset) + 1n)
+      resolveOffset(message.offset)
+    }
+    if (Date.now() - committedAt >= COMMIT_INTERVAL_MS) await commit()
+  },
+})
+const committing = setInterval(commit, COMMIT_INTERVAL_MS)
+
+process.once('SIGTERM', async () => {
+  // What has left cannot commit.
+  leaving = true
+  clearInterval(committing)
+  await commit()
+  await consumer.disconnect()
+  say('left')
+  process.exit(0)
+})
