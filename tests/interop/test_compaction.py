@@ -103,4 +103,6 @@ def check_dump(broker, topic, table):
     for one in segments[:-1]:
         for index in (one.with_suffix(".index"), one.with_suffix(".timeindex")):
             command = places.java("org.apache.kafka.tools.DumpLogSegments", "--files", str(index), "--index-sanity-check")
-            assert "passed sanity check" in places.run(command).decode(), index
+            # So little may be left of a segment that its offset index has no entry.
+            said = places.run(command).decode()
+            assert "passed sanity check" in said or (index.stat().st_size == 0 and "is empty" in said), index

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What compaction costs, and that it is right: `compaction.py [--updates N] [--keys N] [--seconds N]`.
+"""What compaction costs, and that it is right: `compaction.py [--updates N] [--keys N] [--seconds N]
+[--bytes-per-second N]`.
 
 A node gets N updates over K keys on a compacted topic while it is told not to compact, then a record that closes the last
 segment. Then the open-loop load of `load latency` runs on other topics twice: with nothing to compact, and while the log is
@@ -12,6 +13,7 @@ It is a benchmark, not a test: it has no thresholds but the content of the log, 
 import argparse
 import json
 import pathlib
+import re
 import sys
 import time
 
@@ -43,8 +45,9 @@ def compacted(broker: brokers.Broker, topic: str, arguments) -> dict:
         assert created[0] == wire.NONE, created
     filled = load("update", broker, topic, count=arguments.updates, keys=arguments.keys, pid=broker.process.pid)
     time.sleep(1.5)
-    # Its key is past all others.
-    last = wire.Batch([b""], records=wire.record(0, bytes(8), arguments.keys.to_bytes(8, "big")))
+    # Its key is past all others. It is younger than `segment.ms` lets the segment grow.
+    record = wire.record(0, bytes(8), arguments.keys.to_bytes(8, "big"))
+    last = wire.Batch([b""], timestamp=int(time.time() * 1000), records=record)
     with wire.Connection(broker.port) as connection:
         assert wire.produce(connection, [(topic, 0, last.encode())])[0][0] == wire.NONE
     return filled
@@ -62,15 +65,15 @@ def let_go(broker: brokers.Broker, topic: str) -> None:
         assert changed == wire.NONE, changed
 
 
-def until_compacted(broker: brokers.Broker, topic: str) -> str:
-    """Waits for the end of the pass over the whole log; returns what the log says of it."""
-    deadline = time.monotonic() + 600
+def until_compacted(broker: brokers.Broker, topic: str, updates: int) -> list[str]:
+    """Waits until passes have come past the last update; returns what the log says of them."""
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         lines = [line for line in broker.log_text().splitlines() if "compacted" in line and f"{topic}-0" in line]
-        if lines:
-            return lines[-1]
+        if lines and int(re.search(r"first_dirty_offset=(\d+)", lines[-1])[1]) >= updates:
+            return lines
         time.sleep(0.1)
-    raise TimeoutError(f"no pass over {topic} is in the log\n{broker.log_tail()}")
+    raise TimeoutError(f"no pass over all of {topic} is in the log\n{broker.log_tail()}")
 
 
 def main() -> None:
@@ -78,9 +81,11 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=10_000_000)
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--seconds", type=int, default=15)
+    parser.add_argument("--bytes-per-second", type=float, help="log.cleaner.io.max.bytes.per.second")
     arguments = parser.parse_args()
     latencies = ("p50_ms", "p99_ms", "p99_9_ms", "max_ms")
-    with brokers.Flumen(SETTINGS) as broker:
+    rate = {"log.cleaner.io.max.bytes.per.second": str(arguments.bytes_per_second)}
+    with brokers.Flumen(SETTINGS | (rate if arguments.bytes_per_second else {})) as broker:
         filled = compacted(broker, "table", arguments)
         print(f"filled in {filled['elapsed_s']:.1f} s; resident {broker.rss_bytes() >> 20} MiB", flush=True)
         off = foreground(broker, "off", arguments.seconds)
@@ -89,8 +94,7 @@ def main() -> None:
         let_go(broker, "table")
         on = foreground(broker, "on", arguments.seconds)
         print("compaction on: ", {name: on[name] for name in latencies}, flush=True)
-        told = until_compacted(broker, "table")
-        print(told)
+        print(*until_compacted(broker, "table", arguments.updates), sep="\n")
         print(f"resident before {before >> 20} MiB, after {broker.rss_bytes() >> 20} MiB", flush=True)
         table = load("table", broker, "table", count=arguments.updates, keys=arguments.keys)
         print("read back:", table)
