@@ -104,3 +104,15 @@ fn a_listener_on_every_address_advertises_one_that_can_be_reached() {
     let config = load("--kafka-addr 0.0.0.0:0 --kafka-advertised broker.example:29092", &[]).expect("valid");
     assert_eq!(config.advertised(listening).to_string(), "broker.example:29092");
 }
+
+#[test]
+fn a_node_alone_on_this_machine_does_not_delay_groups() {
+    let delay = |line| {
+        let config = load(line, &[]).expect("valid");
+        config.broker.group.initial_rebalance_delay_ms
+    };
+    assert_eq!(delay(""), 0);
+    assert_eq!(delay("--set group.initial.rebalance.delay.ms=500"), 500);
+    assert_eq!(delay("--kafka-addr 0.0.0.0:9092"), 3_000);
+    assert_eq!(delay("--seeds 127.0.0.1:7947"), 3_000);
+}
