@@ -235,15 +235,7 @@ impl fmt::Display for Error {
                 let api = api.map_or("a response", ApiKey::name);
                 write!(f, "{address} sent {api} that cannot be read: {why}; is it a Kafka broker?")
             }
-            Error::Broker { code, message, about } => {
-                write!(f, "{about}: {}", explain(*code).unwrap_or(code.name()))?;
-                match message.as_deref().filter(|message| !message.is_empty()) {
-                    Some(message) if explain(*code).is_none() => write!(f, ": {message}"),
-                    Some(message) => write!(f, " ({}: {message})", code.name()),
-                    None if explain(*code).is_some() => write!(f, " ({})", code.name()),
-                    None => Ok(()),
-                }
-            }
+            Error::Broker { code, message, about } => refusal(f, *code, message.as_deref(), about),
             Error::UnknownTopic(topic) => write!(
                 f,
                 "there is no topic {topic:?}; `flumen topic list` shows those there are, `flumen topic create {topic}` makes it"
@@ -269,6 +261,18 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// Our words with the broker's behind them, or the broker's alone.
+fn refusal(f: &mut fmt::Formatter<'_>, code: ErrorCode, message: Option<&str>, about: &str) -> fmt::Result {
+    let ours = explain(code);
+    write!(f, "{about}: {}", ours.unwrap_or(code.name()))?;
+    match (ours, message.filter(|message| !message.is_empty())) {
+        (None, Some(message)) => write!(f, ": {message}"),
+        (Some(_), Some(message)) => write!(f, " ({}: {message})", code.name()),
+        (Some(_), None) => write!(f, " ({})", code.name()),
+        (None, None) => Ok(()),
+    }
+}
 
 /// What a code means to who gave a command, and what to do. Codes that speak for themselves with the broker's message
 /// have none.

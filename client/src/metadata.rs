@@ -29,10 +29,11 @@ impl fmt::Display for TopicPartition {
     }
 }
 
+/// Topics with numbers of partitions and an item for each.
+pub type ByTopic<'a, T> = Vec<(&'a Rc<str>, Vec<(i32, T)>)>;
+
 /// Items of partitions, gathered by topic, in the order that requests list them.
-pub fn by_topic<'a, T>(
-    items: impl IntoIterator<Item = (&'a TopicPartition, T)>,
-) -> Vec<(&'a Rc<str>, Vec<(i32, T)>)> {
+pub fn by_topic<'a, T>(items: impl IntoIterator<Item = (&'a TopicPartition, T)>) -> ByTopic<'a, T> {
     let mut topics: BTreeMap<&Rc<str>, Vec<(i32, T)>> = BTreeMap::new();
     for (at, item) in items {
         topics.entry(&at.topic).or_default().push((at.partition, item));

@@ -1,5 +1,6 @@
 """`flumen`, the command, against this node and against Apache Kafka in the same way; in a pipe and on a terminal."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,9 +8,11 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import termios
+import threading
 import time
 
 import pytest
@@ -17,7 +20,7 @@ import pytest
 from harness import brokers, places, wire
 
 CODECS = ["none", "gzip", "snappy", "lz4", "zstd"]
-JOIN_GROUP = 11
+FIND_COORDINATOR, CREATE_TOPICS, DESCRIBE_CLUSTER = 10, 19, 60
 
 
 @pytest.fixture(scope="module", params=["flumen", "kafka"])
@@ -26,15 +29,6 @@ def broker(request):
     with brokers.BROKERS[request.param]() as one:
         yield one
         assert one.running(), "the broker ended during the suite"
-
-
-@pytest.fixture
-def grouped(broker):
-    """A broker that has groups."""
-    with wire.Connection(broker.port) as connection:
-        if JOIN_GROUP not in wire.api_versions(connection):
-            pytest.skip("this broker has no groups; what the command says then is tested by itself")
-    return broker
 
 
 class Done:
@@ -383,90 +377,137 @@ def test_json_is_for_reading_on_a_terminal(broker):
 # -- groups ---------------------------------------------------------------------------------------
 
 
-def test_a_broker_without_groups_is_told(broker):
-    with wire.Connection(broker.port) as connection:
-        if JOIN_GROUP in wire.api_versions(connection):
-            pytest.skip("this broker has groups")
-    for arguments in (["group", "list"], ["group", "describe", "g"], ["consume", "-g", "g", "t"]):
-        if arguments[0] == "consume":
-            create(broker, "t")
-        done = run(broker, *arguments)
-        assert done.status == 1
-        assert re.search(r"does not have the API (ListGroups|FindCoordinator)", done.err), done.err
+def without(port: int, lacking: set[int]) -> socket.socket:
+    """A way to a broker on which it is an old one: it knows version 0 of ApiVersions alone, and lacks some APIs."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer(frame: bytes, upstream: wire.Connection) -> bytes:
+        key, version, correlation_id = struct.unpack_from(">hhi", frame)
+        head = struct.pack(">i", correlation_id)
+        if key != wire.API_VERSIONS:
+            upstream.raw(wire.blob(frame))
+            return upstream.receive_frame()
+        served = [one for one in wire.api_versions(upstream).items() if one[0] not in lacking]
+        table = [struct.pack(">hhh", key, *((0, 0) if key == wire.API_VERSIONS else versions)) for key, versions in served]
+        code = wire.NONE if version == 0 else wire.UNSUPPORTED_VERSION
+        return head + struct.pack(">h", code) + wire.array(table)
+
+    def serve():
+        with contextlib.suppress(OSError, wire.Closed):
+            while True:
+                peer, _ = listener.accept()
+                with peer, wire.Connection(port) as upstream, contextlib.suppress(struct.error):
+                    while True:
+                        (length,) = struct.unpack(">i", peer.recv(4, socket.MSG_WAITALL))
+                        peer.sendall(wire.blob(answer(peer.recv(length, socket.MSG_WAITALL), upstream)))
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
 
 
-def test_a_group_goes_on_where_it_was(grouped, topic):
-    create(grouped, topic, 3)
-    good(grouped, "produce", topic, input=numbers(300))
+def test_what_a_broker_lacks_is_named(broker, topic):
+    create(broker, topic)
+    with without(broker.port, {FIND_COORDINATOR, DESCRIBE_CLUSTER, CREATE_TOPICS}) as old:
+        address = ["-b", "127.0.0.1:%d" % old.getsockname()[1]]
+        assert topic in good(None, "topic", "list", *address).text
+        # What another API says as well is asked for there.
+        assert broker.address in good(None, "cluster", "info", *address).text
+        for arguments in (["group", "describe", "g"], ["consume", "-g", "g", topic]):
+            done = run(None, *arguments, *address)
+            assert done.status == 1 and "does not have the API FindCoordinator" in done.err, done.err
+
+
+def test_a_group_goes_on_where_it_was(broker, topic):
+    create(broker, topic, 3)
+    good(broker, "produce", topic, input=numbers(300))
     group = topic + "-group"
-    first = good(grouped, "consume", topic, "-g", group, "-n", 100).out.split()
+    first = good(broker, "consume", topic, "-g", group, "-n", 100).out.split()
     assert len(first) == 100
-    rest = good(grouped, "consume", topic, "-g", group).out.split()
+    rest = good(broker, "consume", topic, "-g", group).out.split()
     assert sorted(map(int, first + rest)) == list(range(300))
-    assert good(grouped, "consume", topic, "-g", group).out == b""
-    listed = {one["group"]: one for one in good(grouped, "group", "list", "--format", "json").json}
+    assert good(broker, "consume", topic, "-g", group).out == b""
+    listed = {one["group"]: one for one in good(broker, "group", "list", "--format", "json").json}
     assert listed[group]["state"] in ("Empty", "")
-    (described,) = good(grouped, "group", "describe", group, "--format", "json").json
+    (described,) = good(broker, "group", "describe", group, "--format", "json").json
     assert (described["lag"], described["members"], len(described["partitions"])) == (0, [], 3)
 
 
-def test_seek(grouped, topic):
-    create(grouped, topic, 2)
-    good(grouped, "produce", topic, "-p", 0, input=numbers(100))
-    good(grouped, "produce", topic, "-p", 1, input=numbers(50))
+def test_seek(broker, topic):
+    create(broker, topic, 2)
+    good(broker, "produce", topic, "-p", 0, input=numbers(100))
+    good(broker, "produce", topic, "-p", 1, input=numbers(50))
     group = topic + "-group"
-    nothing = run(grouped, "group", "seek", group, "--to", "start")
+    nothing = run(broker, "group", "seek", group, "--to", "start")
     assert nothing.status == 2 and "--topics" in nothing.err
-    good(grouped, "group", "seek", group, "--to", "end", "-t", topic)
-    assert good(grouped, "consume", topic, "-g", group).out == b""
-    dry = good(grouped, "group", "seek", group, "--to", "-10", "--dry-run", "--format", "json").json
+    good(broker, "group", "seek", group, "--to", "end", "-t", topic)
+    assert good(broker, "consume", topic, "-g", group).out == b""
+    dry = good(broker, "group", "seek", group, "--to", "-10", "--dry-run", "--format", "json").json
     assert [(one["partition"], one["before"], one["offset"], one["done"]) for one in dry] == [
         (0, 100, 90, False),
         (1, 50, 40, False),
     ]
-    good(grouped, "group", "seek", group, "--to", "-10", "-t", f"{topic}:1")
-    assert good(grouped, "consume", topic, "-g", group).out == b"".join(b"%d\n" % n for n in range(40, 50))
-    good(grouped, "group", "seek", group, "--to", "@2000-01-01")
-    table = good(grouped, "group", "describe", group).text
+    good(broker, "group", "seek", group, "--to", "-10", "-t", f"{topic}:1")
+    assert good(broker, "consume", topic, "-g", group).out == b"".join(b"%d\n" % n for n in range(40, 50))
+    good(broker, "group", "seek", group, "--to", "@2000-01-01")
+    table = good(broker, "group", "describe", group).text
     assert re.search(rf"^{topic} +0 +0 +100 +100 +█+ +- +-$", table, re.MULTILINE), table
     assert re.search(rf"^{topic} +1 +0 +50 +50 +█+▌? *  +- +-$", table, re.MULTILINE), table
-    assert len(good(grouped, "consume", topic, "-g", group).out.split()) == 150
-    good(grouped, "group", "delete", group)
-    gone = run(grouped, "group", "describe", group)
+    assert len(good(broker, "consume", topic, "-g", group).out.split()) == 150
+    good(broker, "group", "delete", group)
+    gone = run(broker, "group", "describe", group)
     assert gone.status == 1 and "flumen group list" in gone.err
 
 
 @pytest.mark.parametrize("assignor", ["range", "cooperative-sticky"])
-def test_members_share_and_one_that_leaves_is_replaced(grouped, topic, assignor):
-    create(grouped, topic, 4)
+def test_members_share_and_one_that_leaves_is_replaced(broker, topic, assignor):
+    create(broker, topic, 4)
     group = topic + "-group"
     arguments = ["consume", topic, "-g", group, "--follow", "--assignor", assignor, "-f", "%p:%v\\n"]
     members = []
     try:
         for _ in range(2):
-            members.append(subprocess.Popen(command(grouped, *arguments), stdout=subprocess.PIPE))
-        wait_for(grouped, group, lambda one: sorted(len(m["assignment"]) for m in one["members"]) == [2, 2])
+            members.append(subprocess.Popen(command(broker, *arguments), stdout=subprocess.PIPE))
+        wait_for(broker, group, lambda one: sorted(len(m["assignment"]) for m in one["members"]) == [2, 2])
         for partition in range(4):
-            good(grouped, "produce", topic, "-p", partition, input=b"a\n")
+            good(broker, "produce", topic, "-p", partition, input=b"a\n")
         seen = [sorted(member.stdout.readline() for _ in range(2)) for member in members]
         assert sorted(sum(seen, [])) == [b"%d:a\n" % p for p in range(4)]
-        busy = run(grouped, "group", "seek", group, "--to", "start", "-t", topic)
+        busy = run(broker, "group", "seek", group, "--to", "start", "-t", topic)
         assert busy.status == 1 and "stop its consumers first" in busy.err
-        assert run(grouped, "group", "delete", group).status == 1
+        assert run(broker, "group", "delete", group).status == 1
         members[0].send_signal(signal.SIGINT)
         assert members[0].wait(30) == 0
-        wait_for(grouped, group, lambda one: [len(m["assignment"]) for m in one["members"]] == [4])
+        wait_for(broker, group, lambda one: [len(m["assignment"]) for m in one["members"]] == [4])
         for partition in range(4):
-            good(grouped, "produce", topic, "-p", partition, input=b"b\n")
+            good(broker, "produce", topic, "-p", partition, input=b"b\n")
         assert sorted(members[1].stdout.readline() for _ in range(4)) == [b"%d:b\n" % p for p in range(4)]
         members[1].send_signal(signal.SIGINT)
         assert members[1].wait(30) == 0
-        (described,) = good(grouped, "group", "describe", group, "--format", "json").json
+        (described,) = good(broker, "group", "describe", group, "--format", "json").json
         assert (described["lag"], [one["committed"] for one in described["partitions"]]) == (0, [2] * 4)
     finally:
         for member in members:
             member.kill()
             member.wait()
+
+
+def test_a_group_of_the_new_protocol_is_shown(broker, topic):
+    """KIP-848: the coordinator assigns; another request describes it."""
+    create(broker, topic, 3)
+    group = topic + "-group"
+    consumer = places.java(
+        "org.apache.kafka.tools.consumer.ConsoleConsumer", "--bootstrap-server", broker.address, "--topic", topic,
+        "--group", group, "--command-property", "group.protocol=consumer",
+    )  # fmt: skip
+    with subprocess.Popen(consumer, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(broker, group, lambda one: [len(m["assignment"]) for m in one["members"]] == [3])
+            (described,) = good(broker, "group", "describe", group, "--format", "json").json
+            assert (described["type"], described["state"], described["assignor"]) == ("consumer", "Stable", "uniform")
+            listed = {one["group"]: one for one in good(broker, "group", "list", "--format", "json").json}
+            assert listed[group]["type"] == "consumer"
+        finally:
+            process.kill()
 
 
 def wait_for(broker, group, condition, within_s: float = 40):

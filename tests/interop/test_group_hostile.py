@@ -238,7 +238,7 @@ def test_oversized_commit_metadata(connection, group, made):
 def test_oversized_subscription(broker, connection, group):
     """Larger than what a record of the offsets topic may be. The reference does not answer."""
     with brokers.undisturbed(broker, growth_max=128 * MIB), wire.Connection(broker.port, timeout_s=3) as other:
-        huge = [("range", b"x" * (8 * MIB))]
+        huge = [("range", b"x" * (20 * MIB))]
         with contextlib.suppress(wire.Closed, TimeoutError):
             joined = groups.join_fully(other, group, protocols=huge)
             if joined.code == wire.NONE:
@@ -252,7 +252,7 @@ def test_oversized_assignment(broker, connection, group):
         joined = groups.join_fully(other, group)
         assert joined.code == wire.NONE
         with contextlib.suppress(wire.Closed):
-            assignment = {joined.member: b"x" * (8 * MIB)}
+            assignment = {joined.member: b"x" * (20 * MIB)}
             code, _ = groups.sync(other, group, joined.generation, joined.member, assignment)
             assert code == UNKNOWN_SERVER_ERROR
     assert settled(connection, group + "-other").code == wire.NONE

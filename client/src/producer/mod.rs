@@ -81,6 +81,9 @@ pub struct Delivery<'a> {
     pub result: Result<i64, Error>,
 }
 
+/// Hears what becomes of every batch.
+type Report = Box<dyn FnMut(Delivery<'_>)>;
+
 struct TopicState {
     partitions: i32,
     sticky: i32,
@@ -137,7 +140,7 @@ struct Inner {
     work: Signal,
     /// For those who wait for room, or for the end.
     progress: Signal,
-    report: RefCell<Box<dyn FnMut(Delivery<'_>)>>,
+    report: RefCell<Report>,
 }
 
 /// See the head of this file. What is still held when it is dropped is not sent: [`Producer::flush`] first.

@@ -192,11 +192,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         wanted || checkpoint_due(&plan, bytes, BULK_BYTES_PER_CHECKPOINT, staged_max, interval)
     }
 
-    /// Fills partitions that have much in memory, or that bulk waits for, or all when the cache is over its bound.
+    /// Fills partitions that have much in memory, or that bulk waits for, or all when the cache is over its bound or an
+    /// append waits for room.
     async fn fill_due(&self) {
         let due: Vec<Slot> = {
             let mut state = self.state.borrow_mut();
-            let over = state.evict(self.settings.cache_bytes_max);
+            let over = state.evict(self.settings.cache_bytes_max) || state.full;
             if !std::mem::take(&mut state.fill_due) && !over {
                 return;
             }

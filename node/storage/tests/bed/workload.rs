@@ -202,7 +202,9 @@ async fn refused(node: &Node, id: &PartitionId, header: &BatchHeader, token: u64
             let waited = node.shared.troubled.get() || node.shared.stopping.get();
             assert!(
                 waited || node.shared.fault.borrow().is_some(),
-                "no room for half a second of virtual time"
+                "no room for {} bytes in half a second of virtual time: {:?}",
+                header.size(),
+                node.engine(id).metrics()
             );
         }
         AppendError::Refused(code) => {

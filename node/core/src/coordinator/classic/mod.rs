@@ -19,10 +19,15 @@
 //! - a member id is in `members` or in `pending`, never in both; a static member's name leads to one member id;
 //! - a member has at most one token parked; whoever removes a member answers it.
 
+mod convert;
 mod join;
 mod members;
 mod rebalance;
 mod sync;
+
+pub(in crate::coordinator) use convert::MovedMember;
+pub(in crate::coordinator) use join::{MEMBER_ID_VERSION, new_member_id};
+pub(in crate::coordinator) use members::join_refused;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -44,7 +49,7 @@ use super::timers::{Timer, Timers};
 use super::{Context, Coordinator};
 
 /// The type of protocols whose bytes the coordinator can read: that of Kafka's consumers.
-const CONSUMER: &str = "consumer";
+pub(in crate::coordinator) const CONSUMER: &str = "consumer";
 /// The version in which Kafka writes the group.
 const VALUE_VERSION: i16 = 3;
 /// No time.
