@@ -176,7 +176,7 @@ fn a_member_that_joins_and_dies_a_thousand_times() {
             if version >= 4 {
                 // Every other time it dies only when it knows its id and has joined.
                 let id = world.joined(token).member_id;
-                if token % 2 == 0 {
+                if token.is_multiple_of(2) {
                     world.join(version, "g", &id, b"said");
                 }
             }
