@@ -93,7 +93,7 @@ impl World {
         config.max_size = max_size;
         config.initial_rebalance_delay_ms = delay_ms;
         let client = |number: usize| Client {
-            instance: (number % 3 == 0).then(|| format!("static{number}")),
+            instance: number.is_multiple_of(3).then(|| format!("static{number}")),
             ..Client::default()
         };
         let mut world = World {
