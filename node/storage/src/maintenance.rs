@@ -204,11 +204,15 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let all = state.slots().into_iter();
             all.filter(|slot| {
                 state.get(*slot).is_some_and(|partition| {
-                    partition.fill_wanted || over || partition.unfilled_bytes >= FILL_BYTES_MIN
+                    let much = over || partition.unfilled_bytes >= FILL_BYTES_MIN;
+                    partition.fill_wanted || (much && partition.has_unfilled())
                 })
             })
             .collect()
         };
+        if due.is_empty() {
+            return;
+        }
         self.fill_all(due).await;
         self.state.borrow_mut().evict(self.settings.cache_bytes_max);
         self.settle_soon();
@@ -231,18 +235,21 @@ impl<D: Disk, T: 'static> Engine<D, T> {
 
     /// Writes what is durable of a partition to its segments.
     async fn fill(&self, slot: Slot) {
+        // Where nothing came of it nobody is woken: the commit loop may wait, and would wake this task again.
+        let mut changed = false;
         loop {
             let planned = {
                 let mut state = self.state.borrow_mut();
                 let durable = state.journal.durable_lsn;
                 let Some(partition) = state.get_mut(slot) else { return };
-                partition.fill_wanted = false;
+                changed |= std::mem::take(&mut partition.fill_wanted);
                 let planned =
                     partition.plan_fill(&self.disk, durable, planted!(self.settings, TailPrefixLost));
                 state.metrics.filled_bytes += planned.as_ref().map_or(0, |fill| fill.bytes as u64);
                 planned
             };
             let Some(fill) = planned else { break };
+            changed = true;
             let written = fill.file.write_at(fill.buffer, fill.position).await;
             let mut guard = self.state.borrow_mut();
             let state = &mut *guard;
@@ -256,6 +263,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 self.segment_fault(slot, fill.base, "write", &error);
                 break;
             }
+        }
+        if !changed {
+            return;
         }
         // Bulk may have waited for the fill.
         self.state.borrow_mut().mark_dirty(slot);
