@@ -15,8 +15,10 @@ TOPIC = "faulty"
 
 
 @pytest.fixture
-def broker():
-    with brokers.FaultyFlumen(arguments=("--shards", "1")) as one:
+def broker(request):
+    """One shard, so that both topics share a journal; `--memory` by parameter."""
+    memory = getattr(request, "param", "1GiB")
+    with brokers.FaultyFlumen(arguments=("--shards", "1", "--memory", memory)) as one:
         with wire.Connection(one.port) as connection:
             for name in (TOPIC, "neighbour"):
                 code, message = wire.create_topic(connection, name, 1, 1, {})
@@ -151,18 +153,18 @@ def test_journal_fault_ends_the_node(broker, rule):
         holds(read_all(broker, topic), of_topic)
 
 
-def test_journal_file_that_cannot_be_made_ends_the_node():
+@pytest.mark.parametrize("broker", ["64MiB"], indirect=True)
+def test_journal_file_that_cannot_be_made_ends_the_node(broker):
     """Met by upkeep, not by a produce: the node ends all the same, and says why."""
-    with brokers.FaultyFlumen(arguments=("--shards", "1", "--memory", "64MiB")) as broker:
-        acknowledged = produce_some(broker, 20)
-        broker.fail("create:journal/:EIO", "open:journal/:EIO", "preallocate:journal/:EIO")
-        with wire.Connection(broker.port) as connection, pytest.raises((wire.Closed, OSError)):
-            for n in range(100, 20_000):
-                code, offset = produce(connection, TOPIC, n, size=3000)
-                if code == wire.NONE:
-                    acknowledged[TOPIC][offset] = n
-        ends(broker)
-        broker.fail()
-        broker.start()
-        for topic, of_topic in acknowledged.items():
-            holds(read_all(broker, topic), of_topic)
+    acknowledged = produce_some(broker, 20)
+    broker.fail("create:journal/:EIO", "open:journal/:EIO", "preallocate:journal/:EIO")
+    with wire.Connection(broker.port) as connection, pytest.raises((wire.Closed, OSError)):
+        for n in range(100, 20_000):
+            code, offset = produce(connection, TOPIC, n, size=3000)
+            if code == wire.NONE:
+                acknowledged[TOPIC][offset] = n
+    ends(broker)
+    broker.fail()
+    broker.start()
+    for topic, of_topic in acknowledged.items():
+        holds(read_all(broker, topic), of_topic)
