@@ -22,9 +22,10 @@
 //! A member comes with the epoch that it was told last, and is told `-` where nothing changes.
 #![allow(clippy::unwrap_used)]
 
+mod scenario;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
 
 use flumen_core::coordinator::assignor::{Assignor, Partitions};
 use flumen_core::coordinator::consumer::{
@@ -49,23 +50,7 @@ struct World {
 
 #[test]
 fn scenarios() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios/consumer");
-    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    assert!(!paths.is_empty());
-    for path in paths {
-        let expected = std::fs::read_to_string(&path).unwrap();
-        let played = play(&expected);
-        if std::env::var_os("FLUMEN_BLESS").is_some() {
-            std::fs::write(&path, &played).unwrap();
-        } else {
-            assert!(
-                played == expected,
-                "{}: expected\n{expected}\nbut it came out as\n{played}",
-                path.display()
-            );
-        }
-    }
+    scenario::play_all("consumer", play);
 }
 
 fn play(script: &str) -> String {

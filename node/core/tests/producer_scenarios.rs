@@ -14,11 +14,12 @@
 //! ```
 #![allow(clippy::unwrap_used)]
 
+mod scenario;
+
 use flumen_core::producer::{ProducerTable, Verdict};
 use flumen_core::types::Offset;
 use flumen_wire::batch::{Attributes, BatchHeader, MAGIC};
 use std::fmt::Write;
-use std::path::Path;
 
 const EXPIRATION_MS: i64 = 100;
 
@@ -30,23 +31,7 @@ struct World {
 
 #[test]
 fn scenarios() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios/producer");
-    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.sort();
-    assert!(!paths.is_empty());
-    for path in paths {
-        let expected = std::fs::read_to_string(&path).unwrap();
-        let played = play(&expected);
-        if std::env::var_os("FLUMEN_BLESS").is_some() {
-            std::fs::write(&path, &played).unwrap();
-        } else {
-            assert!(
-                played == expected,
-                "{}: expected\n{expected}\nbut it came out as\n{played}",
-                path.display()
-            );
-        }
-    }
+    scenario::play_all("producer", play);
 }
 
 fn play(script: &str) -> String {

@@ -150,17 +150,14 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     async fn lay_out_journal(&self) {
         while self.life.get() == Life::Running {
             let Some(info) = self.state.borrow_mut().journal.take_bare() else { return };
-            let result = lay_out(&self.disk, info).await;
-            let laid_out = match result {
-                Ok(()) => true,
-                // A file system that copies on write: the file serves as it is.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => true,
-                Err(error) => {
-                    self.fail(EngineFault::Journal { file: journal_path(info.number), position: 0, error });
-                    return;
-                }
-            };
-            self.state.borrow_mut().journal.put_laid_out(JournalFileInfo { laid_out, ..info });
+            // Without space the file system copies on write, and the file serves as it is.
+            if let Err(error) = lay_out(&self.disk, info).await
+                && error.kind() != io::ErrorKind::StorageFull
+            {
+                self.fail(EngineFault::Journal { file: journal_path(info.number), position: 0, error });
+                return;
+            }
+            self.state.borrow_mut().journal.put_laid_out(JournalFileInfo { laid_out: true, ..info });
             self.settle_soon();
             self.progress.notify();
         }
