@@ -329,6 +329,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         if let Err(error) = self.check_room(state, batch.len()) {
+            if let (AppendError::Refused(_), Some(partition)) = (&error, state.get_mut(slot)) {
+                partition.producers.refuse(now_ms, header);
+            }
             return Err((token, error));
         }
         let refuse = |token, code| Err((token, AppendError::Refused(code)));
