@@ -17,7 +17,8 @@ use bytes::Bytes;
 use flumen_core::config::LogConfig;
 use flumen_core::types::{Incarnation, LeaderEpoch, PartitionId, ShardId, TopicId};
 use flumen_node::disk::{GlommioDisk, PROBE_FILE};
-use flumen_node::runtime::{Settings, run_once, spawn, yield_now};
+use flumen_node::runtime::local::Bell;
+use flumen_node::runtime::{Settings, run_once, spawn};
 use flumen_storage::disk::BLOCK;
 use flumen_storage::{Engine, EngineSettings, RecoverySettings, Sink, Slot, recover};
 use flumen_wire::ErrorCode;
@@ -30,12 +31,13 @@ const BATCH_BYTES: usize = 1 << 20;
 const BLOCKS_PER_SYNC: usize = 16;
 const TURNS: usize = 5;
 /// Batches unanswered at a time.
-const IN_FLIGHT_MAX: usize = 32;
+const IN_FLIGHT_MAX: usize = 96;
 
 #[derive(Clone, Default)]
 struct Answers {
     durable: Rc<Cell<usize>>,
     failed: Rc<RefCell<Option<String>>>,
+    news: Bell,
 }
 
 impl Sink<()> for Answers {
@@ -46,11 +48,15 @@ impl Sink<()> for Answers {
                 Err(code) => drop(self.failed.replace(Some(format!("{code:?}")))),
             }
         }
+        self.news.ring();
     }
     fn advanced(&self, _: &[(Slot, PartitionId)]) {}
-    fn room(&self) {}
+    fn room(&self) {
+        self.news.ring();
+    }
     fn partition_offline(&self, _: PartitionId, reason: &str) {
         self.failed.replace(Some(reason.to_owned()));
+        self.news.ring();
     }
 }
 
@@ -89,6 +95,7 @@ async fn engine_run(root: PathBuf, partitions: i32) -> f64 {
     let began = Instant::now();
     let mut sent = 0;
     while answers.durable.get() < count {
+        let news = answers.news.next();
         while sent < count && sent - answers.durable.get() < IN_FLIGHT_MAX {
             let slot = slots[sent % slots.len()];
             if engine.append(slot, 1_700_000_000_000, batch.clone(), &header, ()).is_err() {
@@ -99,7 +106,9 @@ async fn engine_run(root: PathBuf, partitions: i32) -> f64 {
         if let Some(failed) = answers.failed.borrow().as_ref() {
             panic!("the engine refuses: {failed}");
         }
-        yield_now().await;
+        if answers.durable.get() < count {
+            news.await;
+        }
     }
     let rate = (count * batch.len()) as f64 / 1e6 / began.elapsed().as_secs_f64();
     engine.stop().await;
