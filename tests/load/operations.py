@@ -27,6 +27,8 @@ CONTENDERS = {
     "kafka": lambda: brokers.Kafka(),
 }
 PARTITIONS = 1_000
+# Longer than what a start or a load leaves to be done: a checkpoint after 30 s.
+SETTLE_S = 45
 REST_S = 20
 
 
@@ -43,8 +45,7 @@ def create(broker, topic: str, partitions: int) -> None:
 
 
 def at_rest(broker) -> str:
-    """After what a start or a load leaves to be done."""
-    time.sleep(REST_S)
+    time.sleep(SETTLE_S)
     used = broker.cpu_s()
     time.sleep(REST_S)
     percent = (broker.cpu_s() - used) * 100 / REST_S
@@ -90,7 +91,7 @@ def measure(name: str, make, gigabytes: int, turns: int) -> None:
     with make() as broker:
         print(f"  idle       empty: {at_rest(broker)}", flush=True)
         create(broker, "many", PARTITIONS)
-        load(broker, "produce", topic="many", partitions=PARTITIONS, size=1024, count=100_000).wait()
+        load(broker, "produce", topic="many", partitions=PARTITIONS, size=1024, count=10_000).wait()
         print(f"  idle       {PARTITIONS} partitions: {at_rest(broker)}", flush=True)
     with make() as broker:
         create(broker, "load", 4)
