@@ -8,6 +8,7 @@
 
 mod batch;
 pub mod partitioner;
+pub mod request;
 
 pub use batch::Identity;
 
