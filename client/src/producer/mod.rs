@@ -233,7 +233,7 @@ impl Drop for Producer {
 }
 
 /// Asks for an identity; none where the broker does not give any.
-async fn identity(cluster: &Cluster) -> Result<Option<Identity>, Error> {
+pub async fn identity(cluster: &Cluster) -> Result<Option<Identity>, Error> {
     cluster
         .retry(async || {
             let link = cluster.any().await?;
