@@ -11,6 +11,8 @@
 
 mod cli;
 mod failure;
+mod machine;
+mod process;
 mod result;
 
 use clap::Parser;
