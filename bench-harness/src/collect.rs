@@ -77,23 +77,25 @@ impl Collector {
     /// The whole, and each of its seconds. `drained_s` is how long answers came after the measured time.
     pub(crate) fn into_parts(self, phase: &str, drained_s: f64) -> Vec<Part> {
         let (measured_s, parts) = (self.measured_s, self.parts);
-        let result = parts.into_iter().zip(self.totals).zip(self.seconds).map(|((part, total), seconds)| Part {
-            kind: part.kind,
-            name: part.name,
-            phase: phase.to_owned(),
-            requests: total.requests,
-            records: total.records,
-            bytes: total.bytes,
-            latency: Latency::of(&total.histogram),
-            errors: total.errors,
-            seconds: with_lengths(seconds, measured_s, drained_s),
-        });
+        let result =
+            parts.into_iter().zip(self.totals).zip(self.seconds).map(|((part, total), seconds)| Part {
+                kind: part.kind,
+                name: part.name,
+                phase: phase.to_owned(),
+                requests: total.requests,
+                records: total.records,
+                bytes: total.bytes,
+                latency: Latency::of(&total.histogram),
+                errors: total.errors,
+                seconds: with_lengths(seconds, measured_s, drained_s),
+            });
         result.collect()
     }
 }
 
 fn second_of(second: u64, tally: &Tally) -> Second {
-    let at = |quantile| if tally.histogram.is_empty() { 0 } else { tally.histogram.value_at_quantile(quantile) };
+    let at =
+        |quantile| if tally.histogram.is_empty() { 0 } else { tally.histogram.value_at_quantile(quantile) };
     Second {
         at_s: second as f64,
         length_s: 1.0,

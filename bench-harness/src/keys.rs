@@ -87,7 +87,10 @@ mod tests {
                 let expected = DRAWS as f64 * ((rank + 1) as f64).powf(-skew) / total;
                 // Five standard deviations.
                 let off = (*found as f64 - expected).abs();
-                assert!(off <= 5.0 * expected.sqrt() + 1.0, "{count} {skew}: rank {rank}: {found}, {expected}");
+                assert!(
+                    off <= 5.0 * expected.sqrt() + 1.0,
+                    "{count} {skew}: rank {rank}: {found}, {expected}"
+                );
             }
         }
     }

@@ -522,18 +522,17 @@ impl Scenario {
             let mut place = &mut root;
             let mut steps = key.trim().split('.').peekable();
             while let Some(step) = steps.next() {
+                let is_last = steps.peek().is_none();
+                let missing = || wrong(pair, &format!("there is no {step:?}"));
                 place = match place {
-                    toml::Value::Table(table) if steps.peek().is_none() => {
-                        table.entry(step).or_insert(toml::Value::Boolean(false))
+                    toml::Value::Table(table) => match is_last {
+                        true => table.entry(step).or_insert(toml::Value::Boolean(false)),
+                        false => table.get_mut(step).ok_or_else(missing)?,
+                    },
+                    toml::Value::Array(items) => {
+                        let index = step.parse::<usize>().ok();
+                        index.and_then(|index| items.get_mut(index)).ok_or_else(missing)?
                     }
-                    toml::Value::Table(table) => {
-                        table.get_mut(step).ok_or_else(|| wrong(pair, &format!("there is no {step:?}")))?
-                    }
-                    toml::Value::Array(items) => step
-                        .parse::<usize>()
-                        .ok()
-                        .and_then(|index| items.get_mut(index))
-                        .ok_or_else(|| wrong(pair, &format!("there is no number {step:?}")))?,
                     _ => return Err(wrong(pair, &format!("nothing is below {step:?}"))),
                 };
             }
@@ -549,7 +548,8 @@ impl Scenario {
     /// Says what makes no sense, where it stands.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         use bounds::*;
-        let at = |place: &str, what: String| Failure::Usage(format!("scenario {}: {place}: {what}", self.name));
+        let at =
+            |place: &str, what: String| Failure::Usage(format!("scenario {}: {place}: {what}", self.name));
         let within = |place: &str, value: f64, from: f64, to: f64| {
             if (from..=to).contains(&value) {
                 return Ok(());
@@ -590,7 +590,12 @@ impl Scenario {
                 within(&place("wait_ms"), one.wait_ms.into(), 0.0, 60_000.0)?;
                 within(&place("bytes_min"), one.bytes_min.into(), 0.0, f64::from(i32::MAX))?;
                 within(&place("bytes_max"), one.bytes_max.into(), 1.0, (128 << 20) as f64)?;
-                within(&place("partition_bytes_max"), one.partition_bytes_max.into(), 1.0, (128 << 20) as f64)?;
+                within(
+                    &place("partition_bytes_max"),
+                    one.partition_bytes_max.into(),
+                    1.0,
+                    (128 << 20) as f64,
+                )?;
                 within(&place("pause_ms"), one.pause_ms, 0.0, 3_600_000.0)?;
             }
             if let Some(churn) = &phase.churn {
@@ -609,7 +614,11 @@ type Wrong = (&'static str, String);
 impl Producers {
     fn check_load(&self) -> Result<(), Wrong> {
         let positive = |key, value: f64, max: f64| {
-            if value > 0.0 && value <= max { Ok(()) } else { Err((key, format!("{value} is not above 0 and at most {max}"))) }
+            if value > 0.0 && value <= max {
+                Ok(())
+            } else {
+                Err((key, format!("{value} is not above 0 and at most {max}")))
+            }
         };
         if self.load == Load::Open {
             if self.arrivals != Arrivals::Trace {
@@ -643,7 +652,11 @@ impl Producers {
 impl Payload {
     fn check(&self) -> Result<(), Wrong> {
         let size = |key, value: usize| {
-            if value <= bounds::RECORD_BYTES_MAX { Ok(()) } else { Err((key, format!("{value} is above {}", bounds::RECORD_BYTES_MAX))) }
+            if value <= bounds::RECORD_BYTES_MAX {
+                Ok(())
+            } else {
+                Err((key, format!("{value} is above {}", bounds::RECORD_BYTES_MAX)))
+            }
         };
         size("size", self.size)?;
         size("size_max", self.size_max)?;

@@ -1,9 +1,9 @@
 //! Connections that come and go: each asks for the versions and for metadata, stays for a while, and closes. Timed from
 //! when it was due to its first answer. Some more are opened at the start and stay idle.
 
+use super::ChurnPlan;
 use super::tally::error_name;
 use super::thread::Shop;
-use super::ChurnPlan;
 use crate::scenario::Producers;
 use crate::schedule::{Schedule, Share};
 use flumen_client::link::{Link, LinkSettings};

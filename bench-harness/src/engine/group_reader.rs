@@ -25,12 +25,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Finds where the group begins, and joins it. The group is complete when all members have joined, so that none may wait
 /// for another: `joined` is called when this one has.
-pub(super) async fn read_in_group(shop: Rc<Shop>, plan: ReaderPlan, joined: impl FnOnce()) -> Result<Received, Error> {
+pub(super) async fn read_in_group(
+    shop: Rc<Shop>,
+    plan: ReaderPlan,
+    joined: impl FnOnce(),
+) -> Result<Received, Error> {
     let mut topics = BTreeMap::new();
     let mut all = Vec::new();
     for (number, name) in shop.plan.topics.iter().enumerate() {
         topics.insert(name.to_string(), number as u32);
-        all.extend((0..shop.plan.partitions[number]).map(|partition| TopicPartition::new(&**name, partition)));
+        all.extend(
+            (0..shop.plan.partitions[number]).map(|partition| TopicPartition::new(&**name, partition)),
+        );
     }
     let when = match plan.settings.from {
         From::Earliest => EARLIEST,
@@ -78,7 +84,11 @@ impl GroupReader {
         let assigned = self.member.join().await?;
         let committed = self.member.committed(&assigned).await?;
         let offsets = assigned.into_iter().map(|at| {
-            let offset = committed.get(&at).copied().or_else(|| self.begin.get(&at).copied()).unwrap_or(0);
+            let offset = committed
+                .get(&at)
+                .map(|one| one.offset)
+                .or_else(|| self.begin.get(&at).copied())
+                .unwrap_or(0);
             (at, offset)
         });
         self.consumer.assign(&offsets.collect());

@@ -25,6 +25,7 @@ use crate::payload::{Header, Values};
 use crate::scenario::{Load, Partitioning, Producers};
 use crate::schedule::{Schedule, Share};
 use crate::sequence::Sequences;
+use flumen_client::Error;
 use flumen_client::cluster::{Lane as Purpose, Topics};
 use flumen_client::error::is_retriable;
 use flumen_client::limits::{BACKOFF_MAX, BACKOFF_MIN};
@@ -34,9 +35,8 @@ use flumen_client::producer::partitioner;
 use flumen_client::producer::request::{Head, RequestWriter, VERSIONS, read_response};
 use flumen_client::producer::{Identity, identity};
 use flumen_client::runtime::{self, Alarm};
-use flumen_client::Error;
+use flumen_wire::ApiKey;
 use flumen_wire::batch::{NewRecord, sequence_after};
-use flumen_wire::{ApiKey, ErrorCode};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -185,10 +185,9 @@ impl Lane {
         let at = self.topic_partition(shop, 0);
         let metadata = shop.cluster.metadata();
         let leader = metadata.leader(&at)?;
-        let broker = metadata.broker(leader).ok_or(Error::NoLeader {
-            topic: at.topic.to_string(),
-            partition: at.partition,
-        })?;
+        let broker = metadata
+            .broker(leader)
+            .ok_or(Error::NoLeader { topic: at.topic.to_string(), partition: at.partition })?;
         let link = shop.cluster.node(leader, Purpose::Admin).await?;
         let theirs = link.versions().range(ApiKey::Produce);
         let fits = theirs.map(|(min, max)| (min.max(VERSIONS.0), max.min(VERSIONS.1)));
@@ -292,7 +291,10 @@ impl Lane {
             if let Some(left) = self.leaves(pipe, shop, now)? {
                 return Ok(Some(left));
             }
-            if !has_read && !has_sent && self.alarm.poll_at(context, self.wake_at(pipe, shop, now)).is_pending() {
+            if !has_read
+                && !has_sent
+                && self.alarm.poll_at(context, self.wake_at(pipe, shop, now)).is_pending()
+            {
                 return Ok(None);
             }
         }
@@ -481,8 +483,9 @@ impl Lane {
     fn send(&mut self, pipe: &mut Pipe<Sent>, shop: &Shop, now: Instant) {
         let plan = std::mem::take(&mut self.plan);
         let is_same_slot = |one: &Planned, next: &Planned| one.slot == next.slot;
-        let is_same_topic =
-            |one: &Planned, next: &Planned| one.slot == next.slot || self.topic_of(one) == self.topic_of(next);
+        let is_same_topic = |one: &Planned, next: &Planned| {
+            one.slot == next.slot || self.topic_of(one) == self.topic_of(next)
+        };
         let topics = plan.chunk_by(is_same_topic).count();
         let batches = plan.chunk_by(is_same_slot).count() as u32;
         let sent = Sent { batches, records: plan.len() as u32, bytes: self.plan_bytes as u32 };
@@ -568,7 +571,11 @@ impl Lane {
         let is_closed = self.schedule.is_none();
         // A closed loop counts what was acknowledged within the time.
         let counts = |due_ns: u64| {
-            if is_closed { shop.is_measured(now_ns) && shop.is_measured(due_ns) } else { shop.is_measured(due_ns) }
+            if is_closed {
+                shop.is_measured(now_ns) && shop.is_measured(due_ns)
+            } else {
+                shop.is_measured(due_ns)
+            }
         };
         // The batch that is expected next, and how many records come before it.
         let (mut position, mut before) = (0, 0);
@@ -583,7 +590,8 @@ impl Lane {
             };
             let expected = batches.get(position).filter(|batch| matches(batch, slots)).map(|_| position);
             let found = expected.or_else(|| {
-                (0..sent.batches as usize).find(|at| batches.get(*at).is_some_and(|batch| matches(batch, slots)))
+                (0..sent.batches as usize)
+                    .find(|at| batches.get(*at).is_some_and(|batch| matches(batch, slots)))
             });
             let Some(at) = found else { return };
             let batch = &batches[at];
@@ -718,12 +726,7 @@ fn take(slots: &mut Vec<Slot>, indexes: &[usize]) -> Vec<Slot> {
 }
 
 /// None for a closed loop.
-fn schedule(
-    shop: &Shop,
-    settings: &Producers,
-    share: Share,
-    trace: Option<&Arc<[u64]>>,
-) -> Option<Schedule> {
+fn schedule(shop: &Shop, settings: &Producers, share: Share, trace: Option<&Arc<[u64]>>) -> Option<Schedule> {
     let over_s = shop.plan.length.as_secs_f64();
     (settings.load == Load::Open).then(|| Schedule::new(settings, share, over_s, shop.plan.seed, trace))
 }

@@ -22,9 +22,10 @@ mod reader;
 mod tally;
 mod thread;
 
-pub(crate) use tally::{PartName, Tally, histogram};
+pub(crate) use tally::{PartName, Tally};
 pub(crate) use thread::run_thread;
 
+use crate::failure::Failure;
 use crate::payload::Values;
 use crate::scenario::{Churn, Consumers, Producers};
 use crate::schedule::Share;
@@ -50,7 +51,10 @@ impl Clock {
     /// With what is to be added to this machine's wall clock.
     pub(crate) fn new(offset_ns: i64) -> Clock {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Clock { base: Instant::now(), base_unix_ns: (since.as_nanos() as u64).saturating_add_signed(offset_ns) }
+        Clock {
+            base: Instant::now(),
+            base_unix_ns: (since.as_nanos() as u64).saturating_add_signed(offset_ns),
+        }
     }
 
     pub(crate) fn unix_ns(&self, at: Instant) -> u64 {
@@ -214,7 +218,5 @@ pub(crate) enum Report {
     /// Everything is done.
     Done { received: Vec<Received>, cpu_share: f64 },
     /// It cannot go on.
-    Failed(flumen_client::Error),
-    /// It could not begin.
-    NoExecutor(String),
+    Failed(Failure),
 }

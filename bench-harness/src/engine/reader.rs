@@ -128,7 +128,8 @@ impl Reader {
             sealed_since: std::cell::Cell::new(None),
         });
         let reading = self.by_leader.into_iter().map(|(leader, positions)| {
-            let session = Session { common: common.clone(), leader, positions, id: 0, epoch: 0, backoff: BACKOFF_MIN };
+            let session =
+                Session { common: common.clone(), leader, positions, id: 0, epoch: 0, backoff: BACKOFF_MIN };
             session.run(shop)
         });
         futures_util::future::join_all(reading).await;
@@ -192,7 +193,8 @@ impl Session {
             let common = self.common.clone();
             let other = Session { common, leader, positions, id: 0, epoch: 0, backoff: BACKOFF_MIN };
             let shop = shop.clone();
-            let running: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move { other.run(&shop).await });
+            let running: std::pin::Pin<Box<dyn Future<Output = ()>>> =
+                Box::pin(async move { other.run(&shop).await });
             runtime::spawn(running);
         }
     }
@@ -240,7 +242,11 @@ impl Session {
                 });
                 if !received.await? {
                     let address = pipe.address().clone();
-                    return Err(Error::Timeout { address, api: ApiKey::Fetch, after: shop.plan.request_timeout });
+                    return Err(Error::Timeout {
+                        address,
+                        api: ApiKey::Fetch,
+                        after: shop.plan.request_timeout,
+                    });
                 }
                 let address = pipe.address().clone();
                 if let Some((_, body)) = pipe.next()? {
@@ -333,7 +339,8 @@ impl Session {
                     ErrorCode::None => {}
                     ErrorCode::OffsetOutOfRange => {
                         // Retention has taken it: go on with what there is.
-                        position.offset = one.log_start_offset.max(position.offset.saturating_add(1).min(i64::MAX));
+                        position.offset =
+                            one.log_start_offset.max(position.offset.saturating_add(1).min(i64::MAX));
                         position.is_news = true;
                         shop.error(self.common.plan.part, ErrorCode::OffsetOutOfRange.name(), 1);
                         continue;
@@ -395,7 +402,8 @@ fn receive(
             position.offset = position.offset.max(next);
             continue;
         }
-        let set = batch.records(RESPONSE_BYTES_MAX).map_err(|error| malformed(&position.at, error.to_string()))?;
+        let set =
+            batch.records(RESPONSE_BYTES_MAX).map_err(|error| malformed(&position.at, error.to_string()))?;
         for record in &set {
             let record = record.map_err(|error| malformed(&position.at, error.to_string()))?;
             if record.offset < position.offset {

@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn tallies_add_up_exactly() {
         let (mut one, mut other, mut both) = (Tally::default(), Tally::default(), Tally::default());
-        for (index, value) in (0..2000_u64).map(|index| (index, 1 + index * index * 977)).collect::<Vec<_>>() {
+        for (index, value) in (0..2000_u64).map(|index| (index, 1 + index * index * 977)).collect::<Vec<_>>()
+        {
             if index % 3 == 0 { &mut one } else { &mut other }.time(value);
             both.time(value);
         }

@@ -5,8 +5,10 @@ use super::group_reader::read_in_group;
 use super::lane::Lane;
 use super::reader::Reader;
 use super::{Control, Origin, Plan, Received, Report, Tally, Work};
+use crate::failure::Failure;
 use crate::scenario::Mode;
 use crate::sequence::Sequences;
+use crate::target::failure_of;
 use flumen_client::runtime::{self, UringSettings};
 use flumen_client::{Cluster, Error, Settings};
 use std::cell::{Cell, RefCell};
@@ -96,14 +98,14 @@ pub(crate) fn run_thread(
     let told = reports.clone();
     let main = move || async move {
         if let Err(error) = carry_out(plan, control, work, &reports).await {
-            let _ = reports.send(Report::Failed(error));
+            let _ = reports.send(Report::Failed(failure_of(error)));
         }
     };
     if !uring {
         return runtime::block_on(main());
     }
     if let Err(error) = runtime::run_uring(&UringSettings::default(), main) {
-        let _ = told.send(Report::NoExecutor(error.to_string()));
+        let _ = told.send(Report::Failed(Failure::Other(error.to_string())));
     }
 }
 

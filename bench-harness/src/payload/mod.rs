@@ -99,7 +99,7 @@ impl Values {
 
 fn draw_sizes(settings: &Payload, rng: &mut Rng) -> Vec<u32> {
     let (min, max) = (settings.size_min as u32, settings.size_max as u32);
-    let mut log_normal = |rng: &mut Rng| {
+    let log_normal = |rng: &mut Rng| {
         let drawn = settings.size as f64 * (settings.sigma * normal(rng)).exp();
         (drawn as u32).clamp(min, max)
     };
@@ -180,10 +180,10 @@ mod tests {
     #[test]
     fn content_shrinks_to_the_wanted_part() {
         for ratio in [0.1, 0.3, 0.5, 1.0] {
-            let mut values =
-                values(&Payload { content: Content::Compressible, ratio, ..Payload::default() });
+            let mut values = values(&Payload { content: Content::Compressible, ratio, ..Payload::default() });
             for codec in [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd] {
-                let (mut plain, mut packed) = (BatchBuilder::new(Compression::None), BatchBuilder::new(codec));
+                let (mut plain, mut packed) =
+                    (BatchBuilder::new(Compression::None), BatchBuilder::new(codec));
                 for _ in 0..200 {
                     let record = NewRecord { value: Some(values.next(&HEADER)), ..Default::default() };
                     plain.push(record);

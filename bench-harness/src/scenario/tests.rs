@@ -50,7 +50,8 @@ fn what_is_not_known_or_makes_no_sense_is_named() {
 
 #[test]
 fn flags_override_and_any_setting_can_be_set() {
-    let set = ["phases.0.producers.0.acks=leader", "phases.0.seconds=7", "topic.configs={ \"flush.ms\" = \"5\" }"];
+    let set =
+        ["phases.0.producers.0.acks=leader", "phases.0.seconds=7", "topic.configs={ \"flush.ms\" = \"5\" }"];
     let flags = Overrides {
         rate: Some(20.0),
         size: Some(99),
@@ -63,7 +64,9 @@ fn flags_override_and_any_setting_can_be_set() {
     assert_eq!((producers.rate, producers.payload.size, producers.acks), (20.0, 99, Acks::Leader));
     assert_eq!((scenario.topic.name.as_str(), scenario.phases[0].seconds), ("other", 7.0));
     assert_eq!(scenario.topic.configs["flush.ms"], "5");
-    for (pair, named) in [("nothing", "KEY=VALUE"), ("phases.3.seconds=1", "\"3\""), ("topic.x=1", "unknown field")] {
+    for (pair, named) in
+        [("nothing", "KEY=VALUE"), ("phases.3.seconds=1", "\"3\""), ("topic.x=1", "unknown field")]
+    {
         let flags = Overrides { set: vec![pair.to_owned()], ..Overrides::default() };
         let why = wrong(MINIMAL, &flags);
         assert!(why.contains(named), "{pair}: {why}");

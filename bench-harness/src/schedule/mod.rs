@@ -38,13 +38,37 @@ pub(crate) struct Schedule {
 #[derive(Clone, Debug)]
 enum Kind {
     /// Arrival `number` is due at `(number + phase) * gap_ns`: counted, not added up, so that nothing drifts.
-    Constant { gap_ns: f64, phase: f64, number: u64 },
-    Poisson { gap_ns: f64, at_ns: f64, rng: Rng },
+    Constant {
+        gap_ns: f64,
+        phase: f64,
+        number: u64,
+    },
+    Poisson {
+        gap_ns: f64,
+        at_ns: f64,
+        rng: Rng,
+    },
     /// Evenly within bursts.
-    Bursty { gap_ns: f64, burst_ns: f64, cycle_ns: f64, phase: f64, number: u64 },
+    Bursty {
+        gap_ns: f64,
+        burst_ns: f64,
+        cycle_ns: f64,
+        phase: f64,
+        number: u64,
+    },
     /// The rate grows or falls from `from` to `to` (per nanosecond) within `over_ns`, and stays.
-    Ramp { from: f64, to: f64, over_ns: f64, phase: f64, number: u64 },
-    Trace { times_ns: Arc<[u64]>, step: usize, number: usize },
+    Ramp {
+        from: f64,
+        to: f64,
+        over_ns: f64,
+        phase: f64,
+        number: u64,
+    },
+    Trace {
+        times_ns: Arc<[u64]>,
+        step: usize,
+        number: usize,
+    },
 }
 
 impl Schedule {
