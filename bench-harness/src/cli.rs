@@ -1,5 +1,6 @@
 //! What can be asked for: the commands and their arguments, as clap reads and documents them.
 
+use crate::null_broker::Fault;
 use crate::scenario::Overrides;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -42,6 +43,10 @@ pub(crate) enum Command {
     Rerun(Rerun),
     /// List the scenarios that come with the program
     Scenarios,
+    /// Check the generator against a broker whose stalls are known
+    Selftest(SelftestOptions),
+    /// Be a broker that does next to nothing, to look at a generator
+    NullBroker(NullBrokerOptions),
     /// Draw results as one HTML page that needs nothing else
     Report(ReportOptions),
 }
@@ -87,6 +92,44 @@ pub(crate) struct Rerun {
     pub result: PathBuf,
     #[command(flatten)]
     pub options: RunOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SelftestOptions {
+    /// How long each stall is
+    #[arg(long, default_value_t = 200.0, value_name = "MILLISECONDS")]
+    pub stall_ms: f64,
+    /// How often there is one
+    #[arg(long, default_value_t = 5000.0, value_name = "MILLISECONDS")]
+    pub every_ms: f64,
+    /// How many are measured
+    #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..10_000))]
+    pub stalls: u32,
+    /// Sockets by epoll instead of io_uring
+    #[arg(long)]
+    pub epoll: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NullBrokerOptions {
+    /// Where to listen; port 0 takes a free one. The address is printed
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    pub listen: String,
+    /// Of every topic
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..100_000))]
+    pub partitions: i32,
+    /// How long each stall is
+    #[arg(long, default_value_t = 0, value_name = "MILLISECONDS")]
+    pub stall_ms: u64,
+    /// How often there is one; 0: never
+    #[arg(long, default_value_t = 0, value_name = "MILLISECONDS")]
+    pub every_ms: u64,
+    /// What is done to one batch of every hundred; it keeps batches then
+    #[arg(long, value_enum, default_value = "none")]
+    pub fault: Fault,
+    /// Keep batches for readers
+    #[arg(long)]
+    pub keep: bool,
 }
 
 #[derive(Args, Debug)]

@@ -22,6 +22,7 @@ mod hlog;
 mod interrupt;
 mod keys;
 mod machine;
+mod null_broker;
 mod payload;
 mod phase;
 mod process;
@@ -30,6 +31,7 @@ mod result;
 mod run;
 mod scenario;
 mod schedule;
+mod selftest;
 mod sequence;
 mod summary;
 mod target;
@@ -63,6 +65,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Some(Command::Selftest(options)) => selftest::run(&options),
+        Some(Command::NullBroker(options)) => null_broker::serve(&options),
         Some(Command::Report(options)) => {
             let _results = options
                 .results

@@ -38,8 +38,6 @@ pub(crate) struct PhaseOutcome {
     pub unsent: u64,
     /// Of the busiest thread, its share of a core.
     pub cpu_share: f64,
-    /// Whether producers of this phase send as fast as they can.
-    pub is_closed: bool,
     /// What was measured, shorter after an interrupt.
     pub measured_s: f64,
     pub started_unix_ms: u64,
@@ -56,7 +54,6 @@ pub(crate) struct Prepared {
     works: Vec<Work>,
     /// The consumers' groups that must see everything, with how many readers each has.
     checked: Vec<Option<usize>>,
-    is_closed: bool,
     notes: Vec<String>,
 }
 
@@ -170,12 +167,7 @@ impl Prepared {
             length: seconds(phase.warmup_seconds + phase.seconds),
             parts,
         };
-        let is_closed = phase.producers.iter().any(|one| one.load == Load::Closed);
-        Ok(Prepared { plan: Arc::new(plan), works, checked, is_closed, notes })
-    }
-
-    pub(crate) fn parts(&self) -> &[PartName] {
-        &self.plan.parts
+        Ok(Prepared { plan: Arc::new(plan), works, checked, notes })
     }
 
     /// Runs it. `watch` hears of every second that is complete; when `interrupted` is set, the load ends.
@@ -226,7 +218,7 @@ impl Prepared {
             }
         }
         gathered?;
-        Ok(gathering.into_outcome(&self.checked, self.is_closed, self.notes, &mut watch))
+        Ok(gathering.into_outcome(&self.checked, self.notes, &mut watch))
     }
 }
 
@@ -365,7 +357,6 @@ impl Gathering<'_> {
     fn into_outcome(
         mut self,
         checked: &[Option<usize>],
-        is_closed: bool,
         notes: Vec<String>,
         watch: &mut impl FnMut(&[PartName], &SecondTallies),
     ) -> PhaseOutcome {
@@ -391,7 +382,6 @@ impl Gathering<'_> {
             integrity,
             unsent: self.unsent,
             cpu_share: self.cpu_share,
-            is_closed,
             measured_s,
             started_unix_ms: self.control.clock.unix_ns(start + self.plan.warmup) / 1_000_000,
             notes,

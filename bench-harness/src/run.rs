@@ -299,7 +299,6 @@ mod tests {
             integrity: None,
             unsent: 0,
             cpu_share,
-            is_closed: false,
             measured_s: 1.0,
             started_unix_ms: 0,
             notes: Vec::new(),
