@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Rerun(Rerun),
     /// List the scenarios that come with the program
     Scenarios,
+    /// Make load for a coordinator elsewhere, which names this one with --workers. For trusted networks
+    Worker(WorkerOptions),
     /// Check the generator against a broker whose stalls are known
     Selftest(SelftestOptions),
     /// Be a broker that does next to nothing, to look at a generator
@@ -67,6 +69,9 @@ pub(crate) struct RunOptions {
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
+    /// Have these make the load, each its share: addresses of `flumen-bench worker`, separated by commas
+    #[arg(long, value_name = "ADDRESSES")]
+    pub workers: Option<String>,
     /// Where the broker's data is, when it is on this machine: which disk the result names
     #[arg(long, value_name = "FOLDER")]
     pub data_dir: Option<PathBuf>,
@@ -92,6 +97,13 @@ pub(crate) struct Rerun {
     pub result: PathBuf,
     #[command(flatten)]
     pub options: RunOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WorkerOptions {
+    /// Where to listen; port 0 takes a free one. The address is printed
+    #[arg(long, default_value = "127.0.0.1:7999", value_name = "HOST:PORT")]
+    pub listen: String,
 }
 
 #[derive(Args, Debug)]

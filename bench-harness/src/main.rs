@@ -7,6 +7,7 @@
 //!   engine     the load itself, thread by       machine   what the figures were measured on
 //!              thread: lanes send, readers      process   CPU, memory, disk of a local broker and of ourselves
 //!              read, and all is tallied
+//!   remote     the same on several machines
 //!   schedule, payload, keys                     when records are due, what they hold, whose they are
 //!   sequence, collect                           what arrived, and what adds up to what
 //! ```
@@ -27,6 +28,7 @@ mod payload;
 mod phase;
 mod process;
 mod progress;
+mod remote;
 mod result;
 mod run;
 mod scenario;
@@ -65,6 +67,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Some(Command::Worker(options)) => remote::serve(&options),
         Some(Command::Selftest(options)) => selftest::run(&options),
         Some(Command::NullBroker(options)) => null_broker::serve(&options),
         Some(Command::Report(options)) => {

@@ -5,11 +5,10 @@
 //! part of records that wait longer than `x` is `(s - x) / t`, and the quantile `q` is `s - (1 - q) t`, where that is above 0.
 
 use crate::cli::SelftestOptions;
-use crate::engine::Clock;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::null_broker::{Fault, NullBroker, Script};
-use crate::phase::{Machine, PhaseOutcome, Prepared};
+use crate::phase::{MachineShare, PhaseOutcome, Prepared};
 use crate::progress::{Progress, milliseconds};
 use crate::result::PartKind;
 use crate::scenario::{Load, Partitioning, Phase, Producers, Scenario, TopicSettings};
@@ -160,13 +159,11 @@ fn attempt(
     };
     let timeout = Duration::from_secs(30);
     let target = Target::prepare(&[broker.address().to_string()], &scenario.topic, timeout)?;
-    let machine = Machine { index: 0, count: 1 };
     let phase = &scenario.phases[0];
-    let prepared = Prepared::new(&scenario, phase, &target, 1, machine)?;
+    let prepared = Prepared::new(&scenario, phase, &target, 1, MachineShare::WHOLE)?;
     let mut progress = Progress::new(false);
     progress.begin("selftest", phase.warmup_seconds, phase.seconds);
-    let outcome =
-        prepared.run(Clock::new(0), interrupted, uring, |parts, second| progress.second(parts, second));
+    let outcome = prepared.run(interrupted, uring, &mut |parts, second| progress.second(parts, second));
     progress.end();
     outcome
 }

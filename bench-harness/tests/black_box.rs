@@ -235,3 +235,47 @@ fn a_restart_of_the_broker_is_counted_and_the_run_goes_on() {
     assert!((1900..=2000).contains(&records), "{records}");
     assert!(produce["latency"]["summary"]["max_ns"].as_u64().expect("a number") > 300_000_000);
 }
+
+/// A worker in a process of its own.
+fn worker() -> Broker {
+    let mut command = program();
+    let mut child = command
+        .args(["worker", "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut address = String::new();
+    let out = child.stdout.take().expect("piped");
+    BufReader::new(out).read_line(&mut address).expect("it says where it listens");
+    Broker { child, address: address.trim().to_owned() }
+}
+
+#[test]
+fn two_workers_make_the_load_of_one_and_their_counts_merge() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let (one, other) = (worker(), worker());
+    let workers = format!("{},{}", one.address, other.address);
+    let file = folder.file("result.json");
+    // Twice, since a worker serves one run after the other.
+    for _ in 0..2 {
+        let scenario =
+            scenario(&folder, STEADY, "[[phases.consumers]]\nfrom = \"latest\"\nwait_ms = 50\ncount = 2");
+        let output = folder_run(&broker, &scenario, &file, &["--workers", &workers]);
+        assert_code(&output, 0, "checked");
+        let result = json(&file);
+        assert_eq!(part(&result, "produce")["records"], 1000);
+        assert_eq!(part(&result, "produce")["latency"]["summary"]["count"], 1000);
+        // Two readers, one on each machine; both receive all.
+        assert_eq!(part(&result, "end_to_end")["latency"]["summary"]["count"], 2000);
+        assert_eq!(
+            (&result["integrity"]["checked"], &result["integrity"]["lost"]),
+            (&2200.into(), &0.into())
+        );
+        let machines = result["machines"].as_array().expect("machines");
+        assert_eq!(machines.len(), 2);
+        assert!(machines.iter().all(|one| one["clock_error_ns"].as_u64().is_some_and(|ns| ns < 10_000_000)));
+    }
+    drop(other);
+    let output = folder_run(&broker, &scenario(&folder, STEADY, ""), &file, &["--workers", &workers]);
+    assert_code(&output, 1, "worker");
+}
