@@ -297,7 +297,7 @@ impl Shared {
         let logs = &mut *logs;
         let log = logs.by_partition.entry((topic.to_owned(), partition)).or_default();
         log.appended += 1;
-        let fault = if log.appended % SPOILED_EVERY == 0 { self.script.fault } else { Fault::None };
+        let fault = if log.appended.is_multiple_of(SPOILED_EVERY) { self.script.fault } else { Fault::None };
         let base_offset = log.end;
         let mut bytes = 0;
         match fault {
