@@ -10,6 +10,7 @@
 //! compared, drawn or repeated is read from that file, so a result that was made elsewhere serves as well.
 
 mod cli;
+mod compare;
 mod failure;
 mod machine;
 mod process;
