@@ -14,6 +14,8 @@ mod compare;
 mod failure;
 mod machine;
 mod process;
+mod quantity;
+mod report;
 mod result;
 
 use clap::Parser;
@@ -34,14 +36,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
-        Command::Report(options) => {
-            let _results = options
-                .results
-                .iter()
-                .map(|path| result::RunResult::read(path))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(())
-        }
+        Command::Report(options) => report::run(&options),
     }
 }
 
