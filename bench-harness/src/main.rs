@@ -17,6 +17,7 @@
 
 mod cli;
 mod collect;
+mod compare;
 mod engine;
 mod failure;
 mod hlog;
@@ -28,7 +29,9 @@ mod payload;
 mod phase;
 mod process;
 mod progress;
+mod quantity;
 mod remote;
+mod report;
 mod result;
 mod run;
 mod scenario;
@@ -70,14 +73,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Worker(options)) => remote::serve(&options),
         Some(Command::Selftest(options)) => selftest::run(&options),
         Some(Command::NullBroker(options)) => null_broker::serve(&options),
-        Some(Command::Report(options)) => {
-            let _results = options
-                .results
-                .iter()
-                .map(|path| result::RunResult::read(path))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(())
-        }
+        Some(Command::Report(options)) => report::run(&options),
     }
 }
 

@@ -11,6 +11,9 @@
 //! * `summary` beside a histogram is derived from it and is there for readers without an HdrHistogram library. Nothing
 //!   here computes with it.
 
+#[cfg(test)]
+pub(crate) mod fixture;
+
 use crate::failure::Failure;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -284,14 +287,18 @@ impl RunResult {
     pub(crate) fn parse(document: &[u8], path: &Path) -> Result<RunResult, Failure> {
         check_format(document, path, &[RUN_FORMAT])?;
         let result: RunResult = serde_json::from_slice(document).map_err(|e| unreadable(path, &e))?;
-        for part in &result.parts {
-            if let Some(latency) = &part.latency {
-                latency.decode().map_err(|reason| {
-                    Failure::Other(format!("{}: a histogram of it is damaged: {reason}", path.display()))
-                })?;
-            }
-        }
+        result.check(path)?;
         Ok(result)
+    }
+
+    /// Whether its histograms can be decoded.
+    pub(crate) fn check(&self, path: &Path) -> Result<(), Failure> {
+        for latency in self.parts.iter().filter_map(|part| part.latency.as_ref()) {
+            latency.decode().map_err(|reason| {
+                Failure::Other(format!("{}: a histogram of it is damaged: {reason}", path.display()))
+            })?;
+        }
+        Ok(())
     }
 
     /// Whole or not at all: a full disk leaves what was there.
@@ -442,4 +449,71 @@ pub(crate) fn check_format<'a>(document: &[u8], path: &Path, known: &[&'a str]) 
 
 pub(crate) fn unreadable(path: &Path, error: &serde_json::Error) -> Failure {
     Failure::Other(format!("{}: not a result of flumen-bench: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(document: &serde_json::Value) -> Result<RunResult, String> {
+        let bytes = serde_json::to_vec(document).expect("a document");
+        RunResult::parse(&bytes, Path::new("r.json")).map_err(|failure| format!("{failure:?}"))
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let folder = std::env::temp_dir().join(format!("flumen-bench-result-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("r.json");
+        let mut result = fixture::run("flumen 0.1.0", 1, 1.0);
+        result.verdict.partial = Some("Ctrl-C".to_owned());
+        result.parts[0].errors.insert("NOT_LEADER_OR_FOLLOWER".to_owned(), 3);
+        result.write(&path).expect("room");
+        assert_eq!(RunResult::read(&path).expect("sound"), result);
+        assert_eq!(std::fs::read_dir(&folder).expect("the folder").count(), 1, "nothing is left beside it");
+        std::fs::remove_dir_all(&folder).expect("the folder");
+    }
+
+    #[test]
+    fn a_histogram_survives_to_the_last_count() {
+        let result = fixture::run("x", 1, 1.0);
+        let latency = result.parts[0].latency.as_ref().expect("timed");
+        let histogram = latency.decode().expect("sound");
+        assert_eq!(histogram.len(), result.parts[0].records);
+        assert_eq!(Summary::of(&histogram), latency.summary);
+        assert_eq!(Latency::of(&histogram).expect("not empty").summary, latency.summary);
+        assert_eq!(Latency::of(&Histogram::new(3).expect("sound bounds")), None);
+    }
+
+    #[test]
+    fn fields_of_a_later_minor_writer_are_passed_over() {
+        let mut document = serde_json::to_value(fixture::run("x", 1, 1.0)).expect("a document");
+        document["something_new"] = serde_json::json!({ "a": 1 });
+        assert!(parse(&document).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_result_is_refused_with_the_reason() {
+        let sound = serde_json::to_value(fixture::run("x", 1, 1.0)).expect("a document");
+        let with = |field: &str, value: serde_json::Value| {
+            let mut document = sound.clone();
+            *document.pointer_mut(field).expect("such a field") = value;
+            parse(&document).expect_err("it is not sound")
+        };
+        assert!(with("/format", "something".into()).contains("wanted is flumen-bench run"));
+        assert!(with("/format_version", 2.into()).contains("reads up to 1"));
+        assert!(with("/parts/0/latency/histogram", "AAAA".into()).contains("damaged"));
+        assert!(with("/parts/0/latency/histogram", "?".into()).contains("damaged"));
+        assert!(with("/parts/0/requests", (-1).into()).contains("not a result"));
+        assert!(parse(&serde_json::json!([])).expect_err("no object").contains("not a result"));
+    }
+
+    #[test]
+    fn a_path_that_can_not_be_written_is_named() {
+        let failure =
+            fixture::run("x", 1, 1.0).write(Path::new("/nowhere/r.json")).expect_err("no such folder");
+        assert!(matches!(&failure, Failure::Io(what, _) if what == "/nowhere/r.json"), "{failure:?}");
+        let failure = write_document(Path::new("/dev/full"), b"document").expect_err("it is full");
+        assert!(matches!(&failure, Failure::Io(what, _) if what == "/dev/full"), "{failure:?}");
+    }
 }
