@@ -36,16 +36,19 @@ impl Failure {
         }
     }
 
-    /// To standard error.
-    pub(crate) fn tell(&self) {
-        let text = match self {
+    pub(crate) fn text(&self) -> String {
+        match self {
             Failure::Usage(what)
             | Failure::Other(what)
             | Failure::NoBroker(what)
             | Failure::Unsound(what) => what.clone(),
             Failure::Io(what, error) => format!("{what}: {error}"),
             Failure::Interrupted => "interrupted".to_owned(),
-        };
-        eprintln!("flumen-bench: {text}");
+        }
+    }
+
+    /// To standard error.
+    pub(crate) fn tell(&self) {
+        eprintln!("flumen-bench: {}", self.text());
     }
 }

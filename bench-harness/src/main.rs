@@ -9,6 +9,7 @@
 //!              read, and all is tallied
 //!   schedule, payload, keys                     when records are due, what they hold, whose they are
 //!   sequence, collect                           what arrived, and what adds up to what
+//!   compare    brokers by turns -> ratios       quantity  amounts as people read them
 //! ```
 //!
 //! A run is measured by one module and judged by others, and between them stands only [`result::RunResult`]: whatever is
@@ -66,6 +67,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Some(Command::Compare(options)) => compare::run(&options),
         Some(Command::Report(options)) => report::run(&options),
     }
 }

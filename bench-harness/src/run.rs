@@ -60,7 +60,7 @@ pub(crate) fn again(path: &Path, options: &RunOptions) -> Result<(), Failure> {
 }
 
 /// A report that cannot be written is to be known before the run, not after it.
-fn check_writable(path: Option<&Path>) -> Result<(), Failure> {
+pub(crate) fn check_writable(path: Option<&Path>) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
     let is_special = std::fs::metadata(path).is_ok_and(|there| !there.is_file());
     if is_special {
