@@ -1,5 +1,6 @@
 //! What can be asked for: the commands and their arguments, as clap reads and documents them.
 
+use crate::null_broker::Fault;
 use crate::scenario::Overrides;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -44,6 +45,14 @@ pub(crate) enum Command {
     Scenarios,
     /// Hold brokers against each other by turns: A B A B, as ratios with intervals
     Compare(CompareOptions),
+    /// Make load for a coordinator elsewhere, which names this one with --workers. For trusted networks
+    Worker(WorkerOptions),
+    /// Check the generator against a broker whose stalls are known
+    Selftest(SelftestOptions),
+    /// Be a broker that does next to nothing, to look at a generator
+    NullBroker(NullBrokerOptions),
+    /// Measure what this machine can do at most: disk, sync, loopback, checksums
+    Limits(LimitsOptions),
     /// Draw results as one HTML page that needs nothing else
     Report(ReportOptions),
 }
@@ -64,9 +73,15 @@ pub(crate) struct RunOptions {
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
+    /// Have these make the load, each its share: addresses of `flumen-bench worker`, separated by commas
+    #[arg(long, value_name = "ADDRESSES")]
+    pub workers: Option<String>,
     /// Where the broker's data is, when it is on this machine: which disk the result names
     #[arg(long, value_name = "FOLDER")]
     pub data_dir: Option<PathBuf>,
+    /// Measure what this machine can do at most before the load, and put it into the result
+    #[arg(long)]
+    pub limits: bool,
     /// Sockets by epoll instead of io_uring
     #[arg(long)]
     pub epoll: bool,
@@ -89,6 +104,51 @@ pub(crate) struct Rerun {
     pub result: PathBuf,
     #[command(flatten)]
     pub options: RunOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WorkerOptions {
+    /// Where to listen; port 0 takes a free one. The address is printed
+    #[arg(long, default_value = "127.0.0.1:7999", value_name = "HOST:PORT")]
+    pub listen: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SelftestOptions {
+    /// How long each stall is
+    #[arg(long, default_value_t = 200.0, value_name = "MILLISECONDS")]
+    pub stall_ms: f64,
+    /// How often there is one
+    #[arg(long, default_value_t = 5000.0, value_name = "MILLISECONDS")]
+    pub every_ms: f64,
+    /// How many are measured
+    #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..10_000))]
+    pub stalls: u32,
+    /// Sockets by epoll instead of io_uring
+    #[arg(long)]
+    pub epoll: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NullBrokerOptions {
+    /// Where to listen; port 0 takes a free one. The address is printed
+    #[arg(long, default_value = "127.0.0.1:0", value_name = "HOST:PORT")]
+    pub listen: String,
+    /// Of every topic
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..100_000))]
+    pub partitions: i32,
+    /// How long each stall is
+    #[arg(long, default_value_t = 0, value_name = "MILLISECONDS")]
+    pub stall_ms: u64,
+    /// How often there is one; 0: never
+    #[arg(long, default_value_t = 0, value_name = "MILLISECONDS")]
+    pub every_ms: u64,
+    /// What is done to one batch of every hundred; it keeps batches then
+    #[arg(long, value_enum, default_value = "none")]
+    pub fault: Fault,
+    /// Keep batches for readers
+    #[arg(long)]
+    pub keep: bool,
 }
 
 #[derive(Args, Debug)]
@@ -126,6 +186,9 @@ pub(crate) struct CompareOptions {
     /// Where brokers that are started here keep their data: below it, in folders that are removed again
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
+    /// Measure what this machine can do at most before the first turn that counts
+    #[arg(long)]
+    pub limits: bool,
     /// Kafka's jars; without it they are taken from the user's cache, where Maven puts them once
     #[arg(long, env = "FLUMEN_BENCH_KAFKA_JARS", value_name = "FOLDER")]
     pub kafka_jars: Option<PathBuf>,
@@ -137,4 +200,17 @@ pub(crate) struct CompareOptions {
     pub epoll: bool,
     #[command(flatten)]
     pub overrides: Overrides,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LimitsOptions {
+    /// On the disk that is meant; a file of 512 MiB is made there and removed
+    #[arg(long, default_value = ".", value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// How long each thing is measured; there are six
+    #[arg(long, default_value_t = 3.0, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub seconds: f64,
+    /// Write the figures as JSON, whole histograms included
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }

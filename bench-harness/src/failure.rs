@@ -1,6 +1,6 @@
 //! How a command can end other than well, and the exit code of each.
 
-use std::fmt::Display;
+use std::fmt::{self, Display, Formatter};
 use std::io;
 
 /// See the head of this file.
@@ -36,19 +36,21 @@ impl Failure {
         }
     }
 
-    pub(crate) fn text(&self) -> String {
+    /// To standard error.
+    pub(crate) fn tell(&self) {
+        eprintln!("flumen-bench: {self}");
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Usage(what)
             | Failure::Other(what)
             | Failure::NoBroker(what)
-            | Failure::Unsound(what) => what.clone(),
-            Failure::Io(what, error) => format!("{what}: {error}"),
-            Failure::Interrupted => "interrupted".to_owned(),
+            | Failure::Unsound(what) => f.write_str(what),
+            Failure::Io(what, error) => write!(f, "{what}: {error}"),
+            Failure::Interrupted => f.write_str("interrupted"),
         }
-    }
-
-    /// To standard error.
-    pub(crate) fn tell(&self) {
-        eprintln!("flumen-bench: {}", self.text());
     }
 }

@@ -7,9 +7,11 @@
 //!   engine     the load itself, thread by       machine   what the figures were measured on
 //!              thread: lanes send, readers      process   CPU, memory, disk of a local broker and of ourselves
 //!              read, and all is tallied
+//!   remote     the same on several machines
 //!   schedule, payload, keys                     when records are due, what they hold, whose they are
 //!   sequence, collect                           what arrived, and what adds up to what
-//!   compare    brokers by turns -> ratios       quantity  amounts as people read them
+//!   compare    brokers by turns -> ratios       limits    what the machine can do at most
+//!   quantity   amounts as people read them
 //! ```
 //!
 //! A run is measured by one module and judged by others, and between them stands only [`result::RunResult`]: whatever is
@@ -23,17 +25,21 @@ mod failure;
 mod hlog;
 mod interrupt;
 mod keys;
+mod limits;
 mod machine;
+mod null_broker;
 mod payload;
 mod phase;
 mod process;
 mod progress;
 mod quantity;
+mod remote;
 mod report;
 mod result;
 mod run;
 mod scenario;
 mod schedule;
+mod selftest;
 mod sequence;
 mod summary;
 mod target;
@@ -68,6 +74,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             Ok(())
         }
         Some(Command::Compare(options)) => compare::run(&options),
+        Some(Command::Worker(options)) => remote::serve(&options),
+        Some(Command::Selftest(options)) => selftest::run(&options),
+        Some(Command::NullBroker(options)) => null_broker::serve(&options),
+        Some(Command::Limits(options)) => limits::run(&options),
         Some(Command::Report(options)) => report::run(&options),
     }
 }

@@ -2,23 +2,26 @@
 
 use crate::collect::{Collector, SecondTallies};
 use crate::engine::{
-    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, ChurnPlan, Control, LanePlan, Origin, PartName, Place, Plan,
+    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, ChurnPlan, Clock, Control, LanePlan, Origin, PartName, Place, Plan,
     ReaderPlan, Received, Report, Work, run_thread,
 };
 use crate::failure::Failure;
 use crate::payload::Values;
 use crate::process::Watch;
+use crate::remote::Link;
 use crate::result::{BrokerProcess, Integrity, Part, PartKind, Usage};
 use crate::scenario::{Acks, Arrivals, From, Load, Mode, Phase, Scenario};
 use crate::schedule::{Share, read_trace};
 use crate::sequence::Sequences;
 use crate::target::Target;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often an interrupt is looked for.
@@ -38,8 +41,6 @@ pub(crate) struct PhaseOutcome {
     pub unsent: u64,
     /// Of the busiest thread, its share of a core.
     pub cpu_share: f64,
-    /// Whether producers of this phase send as fast as they can.
-    pub is_closed: bool,
     /// What was measured, shorter after an interrupt.
     pub measured_s: f64,
     pub started_unix_ms: u64,
@@ -56,15 +57,19 @@ pub(crate) struct Prepared {
     works: Vec<Work>,
     /// The consumers' groups that must see everything, with how many readers each has.
     checked: Vec<Option<usize>>,
-    is_closed: bool,
     notes: Vec<String>,
 }
 
-/// Which of how many machines this is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Machine {
+/// Which of how many machines makes a load.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct MachineShare {
     pub index: usize,
     pub count: usize,
+}
+
+impl MachineShare {
+    /// The only one.
+    pub(crate) const WHOLE: MachineShare = MachineShare { index: 0, count: 1 };
 }
 
 impl Prepared {
@@ -74,7 +79,7 @@ impl Prepared {
         phase: &Phase,
         target: &Target,
         run: u64,
-        machine: Machine,
+        machine: MachineShare,
     ) -> Result<Prepared, Failure> {
         let threads = thread_count(scenario, phase);
         let mut works: Vec<Work> = (0..threads).map(|_| Work::default()).collect();
@@ -170,25 +175,28 @@ impl Prepared {
             length: seconds(phase.warmup_seconds + phase.seconds),
             parts,
         };
-        let is_closed = phase.producers.iter().any(|one| one.load == Load::Closed);
-        Ok(Prepared { plan: Arc::new(plan), works, checked, is_closed, notes })
+        Ok(Prepared { plan: Arc::new(plan), works, checked, notes })
     }
 
-    pub(crate) fn parts(&self) -> &[PartName] {
-        &self.plan.parts
+    pub(crate) fn threads(&self) -> usize {
+        self.works.len()
     }
 
-    /// Runs it. `watch` hears of every second that is complete; when `interrupted` is set, the load ends.
-    pub(crate) fn run(
+    pub(crate) fn warmup(&self) -> Duration {
+        self.plan.warmup
+    }
+
+    pub(crate) fn control(&self, clock: Clock) -> Control {
+        Control::new(clock, self.plan.length, self.checked.len())
+    }
+
+    /// Starts its threads, which wait for the time to begin.
+    pub(crate) fn start(
         self,
-        clock: crate::engine::Clock,
-        interrupted: &AtomicBool,
+        control: &Arc<Control>,
+        tell: &Sender<Report>,
         uring: bool,
-        mut watch: impl FnMut(&[PartName], &SecondTallies),
-    ) -> Result<PhaseOutcome, Failure> {
-        let control = Arc::new(Control::new(clock, self.plan.length, self.checked.len()));
-        let (tell, told) = channel();
-        let threads = self.works.len();
+    ) -> Result<Vec<JoinHandle<()>>, Failure> {
         let mut running = Vec::new();
         for (number, work) in self.works.into_iter().enumerate() {
             let (plan, control, tell) = (self.plan.clone(), control.clone(), tell.clone());
@@ -196,27 +204,23 @@ impl Prepared {
             let spawned = thread.spawn(move || run_thread(plan, control, work, tell, uring));
             running.push(spawned.map_err(|error| Failure::io("a thread", error))?);
         }
+        Ok(running)
+    }
+
+    /// Runs it here. `watch` hears of every second that is complete; when `interrupted` is set, the load ends.
+    pub(crate) fn run(
+        self,
+        interrupted: &AtomicBool,
+        uring: bool,
+        watch: &mut Watching<'_>,
+    ) -> Result<PhaseOutcome, Failure> {
+        let control = Arc::new(self.control(Clock::new(0)));
+        let (tell, told) = channel();
+        let (plan, checked, notes) = (self.plan.clone(), self.checked.clone(), self.notes.clone());
+        let mut gathering = Gathering::new(&plan, &control, self.threads());
+        let running = self.start(&control, &tell, uring)?;
         drop(tell);
-        let mut gathering = Gathering {
-            plan: &self.plan,
-            control: &control,
-            collector: Collector::new(
-                &self.plan.parts,
-                threads,
-                self.plan.length.as_secs_f64() - self.plan.warmup.as_secs_f64(),
-            ),
-            threads,
-            ready: 0,
-            produced: 0,
-            done: 0,
-            acknowledged: BTreeMap::new(),
-            received: Vec::new(),
-            unsent: 0,
-            cpu_share: 0.0,
-            produced_at: None,
-            watched: Watched::Not(resolve(&self.plan.brokers)),
-        };
-        let gathered = gathering.gather(&told, interrupted, &mut watch);
+        let gathered = gathering.gather(&told, interrupted, watch);
         if gathered.is_err() {
             control.abandoned.store(true, Ordering::Relaxed);
         }
@@ -226,9 +230,46 @@ impl Prepared {
             }
         }
         gathered?;
-        Ok(gathering.into_outcome(&self.checked, self.is_closed, self.notes, &mut watch))
+        Ok(gathering.into_outcome(&checked, notes, watch))
+    }
+
+    /// Runs it on workers, which have been prepared and have so many threads in all.
+    pub(crate) fn run_on(
+        self,
+        workers: &mut [Link],
+        threads: usize,
+        interrupted: &AtomicBool,
+        watch: &mut Watching<'_>,
+    ) -> Result<PhaseOutcome, Failure> {
+        let control = Arc::new(self.control(Clock::new(0)));
+        let mut gathering = Gathering::new(&self.plan, &control, threads);
+        let (tell, told) = channel();
+        let (gathered, usages) = std::thread::scope(|scope| {
+            let follow = |worker| {
+                let (control, tell) = (&control, tell.clone());
+                scope.spawn(move || Link::follow(worker, control, &tell))
+            };
+            let following: Vec<_> = workers.iter_mut().map(follow).collect();
+            drop(tell);
+            let gathered = gathering.gather(&told, interrupted, watch);
+            if gathered.is_err() {
+                control.abandoned.store(true, Ordering::Relaxed);
+            }
+            let usages: Vec<_> = following.into_iter().filter_map(|one| one.join().ok()).collect();
+            (gathered, usages)
+        });
+        gathered?;
+        let mut outcome = gathering.into_outcome(&self.checked, self.notes, watch);
+        outcome.usage = Usage::default();
+        for usage in usages {
+            outcome.usage.add_beside(usage);
+        }
+        Ok(outcome)
     }
 }
+
+/// Hears of every second that is complete.
+pub(crate) type Watching<'a> = dyn FnMut(&[PartName], &SecondTallies) + 'a;
 
 /// What the threads have told so far.
 struct Gathering<'a> {
@@ -259,12 +300,31 @@ fn resolve(brokers: &[String]) -> Vec<SocketAddr> {
     brokers.iter().filter_map(|one| one.to_socket_addrs().ok()).flatten().collect()
 }
 
-impl Gathering<'_> {
+impl<'a> Gathering<'a> {
+    fn new(plan: &'a Plan, control: &'a Control, threads: usize) -> Gathering<'a> {
+        let measured = plan.length - plan.warmup;
+        Gathering {
+            plan,
+            control,
+            collector: Collector::new(&plan.parts, threads, measured.as_secs_f64()),
+            threads,
+            ready: 0,
+            produced: 0,
+            done: 0,
+            acknowledged: BTreeMap::new(),
+            received: Vec::new(),
+            unsent: 0,
+            cpu_share: 0.0,
+            produced_at: None,
+            watched: Watched::Not(resolve(&plan.brokers)),
+        }
+    }
+
     fn gather(
         &mut self,
         told: &Receiver<Report>,
         interrupted: &AtomicBool,
-        watch: &mut impl FnMut(&[PartName], &SecondTallies),
+        watch: &mut Watching<'_>,
     ) -> Result<(), Failure> {
         let began = Instant::now();
         while self.done < self.threads {
@@ -324,11 +384,7 @@ impl Gathering<'_> {
         }
     }
 
-    fn take(
-        &mut self,
-        report: Report,
-        watch: &mut impl FnMut(&[PartName], &SecondTallies),
-    ) -> Result<(), Failure> {
+    fn take(&mut self, report: Report, watch: &mut Watching<'_>) -> Result<(), Failure> {
         match report {
             Report::Ready => {
                 self.ready += 1;
@@ -365,9 +421,8 @@ impl Gathering<'_> {
     fn into_outcome(
         mut self,
         checked: &[Option<usize>],
-        is_closed: bool,
         notes: Vec<String>,
-        watch: &mut impl FnMut(&[PartName], &SecondTallies),
+        watch: &mut Watching<'_>,
     ) -> PhaseOutcome {
         for second in self.collector.finish() {
             watch(&self.plan.parts, &second);
@@ -391,7 +446,6 @@ impl Gathering<'_> {
             integrity,
             unsent: self.unsent,
             cpu_share: self.cpu_share,
-            is_closed,
             measured_s,
             started_unix_ms: self.control.clock.unix_ns(start + self.plan.warmup) / 1_000_000,
             notes,
@@ -451,7 +505,7 @@ fn thread_count(scenario: &Scenario, phase: &Phase) -> usize {
 struct Spread {
     next: usize,
     threads: usize,
-    machine: Machine,
+    machine: MachineShare,
 }
 
 impl Spread {
@@ -520,7 +574,7 @@ mod tests {
     #[test]
     fn connections_are_dealt_out_over_machines_and_threads() {
         let deal = |index| {
-            let mut spread = Spread { next: 0, threads: 2, machine: Machine { index, count: 2 } };
+            let mut spread = Spread { next: 0, threads: 2, machine: MachineShare { index, count: 2 } };
             (0..6).map(|_| spread.next()).collect::<Vec<_>>()
         };
         assert_eq!(deal(0), [Some(0), None, Some(1), None, Some(0), None]);

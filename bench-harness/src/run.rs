@@ -1,15 +1,17 @@
 //! A scenario from begin to end: its topics, its phases one after the other, the verdict, the result.
 
 use crate::cli::RunOptions;
-use crate::engine::Clock;
 use crate::failure::Failure;
 use crate::hlog::IntervalLogs;
 use crate::interrupt;
+use crate::limits;
 use crate::machine;
-use crate::phase::{Machine, PhaseOutcome, Prepared};
+use crate::phase::{MachineShare, PhaseOutcome, Prepared, Watching};
 use crate::progress::{Progress, milliseconds};
+use crate::remote::{self, Link};
 use crate::result::{
-    BrokerProcess, FORMAT_VERSION, Integrity, Part, PartKind, RUN_FORMAT, RunResult, Tool, Usage, Verdict,
+    BrokerProcess, FORMAT_VERSION, Integrity, Machine as MachineDescription, Part, PartKind, RUN_FORMAT,
+    RunResult, Tool, Usage, Verdict,
 };
 use crate::scenario::Scenario;
 use crate::summary;
@@ -20,6 +22,8 @@ use std::time::Duration;
 
 /// Of a thread: above this share of a core it is full.
 const FULL_SHARE: f64 = 0.95;
+/// With `--limits`, each of the things that are measured before the load.
+const LIMITS_EACH: Duration = Duration::from_secs(2);
 /// Lateness of sends that says nothing, however short the latencies are.
 const LATENESS_NS_MIN: u64 = 1_000_000;
 
@@ -91,16 +95,20 @@ pub(crate) fn measure(
     let timeout = Duration::from_secs_f64(scenario.request_timeout_s);
     let addresses = addresses(&options.brokers)?;
     let target = Target::prepare(&addresses, &scenario.topic, timeout)?;
+    let folder = options.data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
+    let limits = match options.limits {
+        true => Some(limits::measure(&folder, LIMITS_EACH, interrupted)?),
+        false => None,
+    };
+    let mut workers = options.workers.as_deref().map(remote::connect).transpose()?.unwrap_or_default();
     let mut progress = Progress::new(options.quiet);
     let mut outcomes = Vec::new();
     let mut failure = None;
-    for phase in &scenario.phases {
-        let clock = Clock::new(0);
-        let run = fastrand::u64(..);
-        let prepared = Prepared::new(scenario, phase, &target, run, Machine { index: 0, count: 1 })?;
+    for (number, phase) in scenario.phases.iter().enumerate() {
         progress.begin(&phase.name, phase.warmup_seconds, phase.seconds);
         logs.iter_mut().for_each(IntervalLogs::begin_phase);
-        let outcome = prepared.run(clock, interrupted, !options.epoll, |parts, second| {
+        let asked = Asked { scenario, number, target: &target, uring: !options.epoll };
+        let outcome = asked.run(&mut workers, interrupted, &mut |parts, second| {
             progress.second(parts, second);
             logs.iter_mut().for_each(|logs| logs.second(&phase.name, parts, second));
         });
@@ -124,7 +132,42 @@ pub(crate) fn measure(
     if let Some(failure) = failure {
         return Err(failure);
     }
-    Ok(result(scenario, options, target, outcomes, interrupted.load(Ordering::Relaxed)))
+    let machines = workers.into_iter().map(|worker| worker.machine).collect();
+    let interrupted = interrupted.load(Ordering::Relaxed);
+    Ok(RunResult { limits, ..result(scenario, &folder, target, outcomes, machines, interrupted) })
+}
+
+/// A phase that is to be run.
+struct Asked<'a> {
+    scenario: &'a Scenario,
+    number: usize,
+    target: &'a Target,
+    uring: bool,
+}
+
+impl Asked<'_> {
+    /// Here, or on workers where there are some.
+    fn run(
+        &self,
+        workers: &mut [Link],
+        interrupted: &AtomicBool,
+        watch: &mut Watching<'_>,
+    ) -> Result<PhaseOutcome, Failure> {
+        let phase = &self.scenario.phases[self.number];
+        let run = fastrand::u64(..);
+        let share = |index, count| MachineShare { index, count };
+        let count = workers.len().max(1);
+        let prepared = Prepared::new(self.scenario, phase, self.target, run, share(0, count))?;
+        if workers.is_empty() {
+            return prepared.run(interrupted, self.uring, watch);
+        }
+        let mut threads = 0;
+        for (index, worker) in workers.iter_mut().enumerate() {
+            let share = share(index, count);
+            threads += worker.prepare(self.scenario, self.number, self.target, run, share, self.uring)?;
+        }
+        prepared.run_on(workers, threads, interrupted, watch)
+    }
 }
 
 pub(crate) fn addresses(brokers: &str) -> Result<Vec<String>, Failure> {
@@ -154,9 +197,10 @@ fn finish(outcome: &mut PhaseOutcome, phase: &str) {
 /// The document of the whole run.
 fn result(
     scenario: &Scenario,
-    options: &RunOptions,
+    folder: &Path,
     target: Target,
     outcomes: Vec<PhaseOutcome>,
+    workers: Vec<MachineDescription>,
     interrupted: bool,
 ) -> RunResult {
     let verdict = judge(&outcomes, interrupted);
@@ -165,7 +209,7 @@ fn result(
     for outcome in outcomes {
         parts.extend(outcome.parts);
         started_unix_ms.get_or_insert(outcome.started_unix_ms);
-        add_usage(&mut generator, outcome.usage, duration_s);
+        generator.add_behind(outcome.usage, duration_s);
         match (&mut broker, outcome.broker_process) {
             (None, one) => broker = one,
             (Some(sum), Some(one)) => add_broker(sum, one, duration_s),
@@ -186,7 +230,6 @@ fn result(
         };
         broker.relate(sum(|part| part.bytes), sum(|part| part.records), sum(|part| part.requests));
     }
-    let folder = options.data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
     RunResult {
         format: RUN_FORMAT.to_owned(),
         format_version: FORMAT_VERSION,
@@ -195,7 +238,7 @@ fn result(
         setting: serde_json::to_value(scenario).unwrap_or_default(),
         driver: "flumen".to_owned(),
         broker: target.broker,
-        machines: vec![machine::describe(&folder)],
+        machines: if workers.is_empty() { vec![machine::describe(folder)] } else { workers },
         started_unix_ms: started_unix_ms.unwrap_or_default(),
         duration_s,
         verdict,
@@ -207,24 +250,10 @@ fn result(
     }
 }
 
-fn add_usage(sum: &mut Usage, one: Usage, from_s: f64) {
-    sum.cpu_user_s += one.cpu_user_s;
-    sum.cpu_system_s += one.cpu_system_s;
-    sum.rss_bytes_max = sum.rss_bytes_max.max(one.rss_bytes_max);
-    sum.disk_read_bytes += one.disk_read_bytes;
-    sum.disk_write_bytes += one.disk_write_bytes;
-    sum.context_switches_voluntary += one.context_switches_voluntary;
-    sum.context_switches_involuntary += one.context_switches_involuntary;
-    sum.seconds.extend(one.seconds.into_iter().map(|mut second| {
-        second.at_s += from_s;
-        second
-    }));
-}
-
 fn add_broker(sum: &mut BrokerProcess, one: BrokerProcess, from_s: f64) {
     sum.restarted |= one.restarted || one.pid != sum.pid;
     sum.pid = one.pid;
-    add_usage(&mut sum.usage, one.usage, from_s);
+    sum.usage.add_behind(one.usage, from_s);
 }
 
 /// Whether the figures may be believed.
@@ -299,7 +328,6 @@ mod tests {
             integrity: None,
             unsent: 0,
             cpu_share,
-            is_closed: false,
             measured_s: 1.0,
             started_unix_ms: 0,
             notes: Vec::new(),

@@ -8,6 +8,7 @@ use flumen_client::admin::topics::{NewTopic, create, delete};
 use flumen_client::cluster::Topics;
 use flumen_client::{Cluster, Error, Settings, runtime};
 use flumen_wire::ErrorCode;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// How long topics may take to get their leaders.
@@ -16,7 +17,7 @@ const TOPICS_TIMEOUT: Duration = Duration::from_secs(30);
 const TOPICS_PER_REQUEST: usize = 100;
 
 /// See the head of this file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Target {
     pub addresses: Vec<String>,
     pub topics: Vec<TopicState>,
@@ -25,7 +26,7 @@ pub(crate) struct Target {
     made: Vec<String>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct TopicState {
     pub name: String,
     /// By partition.

@@ -4,7 +4,6 @@
 
 use crate::result::{PartKind, RunResult, Second};
 use hdrhistogram::Histogram;
-use hdrhistogram::iterators::IterationValue;
 use serde::{Deserialize, Serialize};
 
 /// See the head of this file.

@@ -90,8 +90,9 @@ fn turns(
                     None => eprintln!("warm-up: {}", names[place]),
                 }
             }
-            let measured =
-                measure(scenario, &run_options(options, contender), interrupted, &mut None, &mut |_| ());
+            let with_limits = options.limits && counted == Some(1) && place == 0;
+            let asked = run_options(options, contender, with_limits);
+            let measured = measure(scenario, &asked, interrupted, &mut None, &mut |_| ());
             match (measured, counted) {
                 (Err(failure), _) => return (runs, Some(blamed(failure, names[place], contender))),
                 (Ok(result), Some(turn)) => runs.push(Turn { contender: place, turn, result }),
@@ -105,12 +106,14 @@ fn turns(
     (runs, None)
 }
 
-fn run_options(options: &CompareOptions, contender: &Contender) -> RunOptions {
+fn run_options(options: &CompareOptions, contender: &Contender, limits: bool) -> RunOptions {
     RunOptions {
         brokers: contender.address.clone(),
         output: None,
         hlog: None,
         quiet: options.quiet,
+        workers: None,
+        limits,
         data_dir: contender.data.clone(),
         epoll: options.epoll,
         // The scenario holds them already.
@@ -124,14 +127,14 @@ fn blamed(failure: Failure, name: &str, contender: &mut Contender) -> Failure {
         (Failure::Interrupted, _) => Failure::Interrupted,
         (_, Some(ended)) => Failure::Other(format!("{name}: {ended}")),
         (Failure::NoBroker(what), None) => Failure::NoBroker(format!("{name}: {what}")),
-        (other, None) => Failure::Other(format!("{name}: {}", other.text())),
+        (other, None) => Failure::Other(format!("{name}: {}", other)),
     }
 }
 
 fn why(failure: &Failure) -> String {
     match failure {
         Failure::Interrupted => "interrupted before its time".to_owned(),
-        other => other.text(),
+        other => other.to_string(),
     }
 }
 

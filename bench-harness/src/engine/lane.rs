@@ -735,11 +735,6 @@ fn find(slots: &[Slot], place: Place) -> Option<u32> {
     slots.binary_search_by_key(&place, |slot| slot.place).ok().map(|index| index as u32)
 }
 
-fn count_slots<'a>(planned: impl Iterator<Item = &'a Planned>) -> usize {
-    let mut last = None;
-    planned.filter(|one| last.replace(one.slot) != Some(one.slot)).count()
-}
-
 /// A key as text, so that other tools show it.
 fn write_key(into: &mut Vec<u8>, rank: u64) {
     into.clear();

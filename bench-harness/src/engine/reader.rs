@@ -337,10 +337,9 @@ impl Session {
                 let Some(position) = found else { continue };
                 match ErrorCode::from_code(one.error_code) {
                     ErrorCode::None => {}
-                    ErrorCode::OffsetOutOfRange => {
+                    ErrorCode::OffsetOutOfRange if one.log_start_offset > position.offset => {
                         // Retention has taken it: go on with what there is.
-                        position.offset =
-                            one.log_start_offset.max(position.offset.saturating_add(1).min(i64::MAX));
+                        position.offset = one.log_start_offset;
                         position.is_news = true;
                         shop.error(self.common.plan.part, ErrorCode::OffsetOutOfRange.name(), 1);
                         continue;

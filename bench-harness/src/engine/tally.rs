@@ -68,11 +68,6 @@ impl Tally {
         }
         self.histogram.add(&other.histogram).expect("all have the same bounds");
     }
-
-    /// Whether nothing was counted.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.requests == 0 && self.records == 0 && self.errors.is_empty() && self.histogram.is_empty()
-    }
 }
 
 /// Under which name an error is counted: Kafka's for what a broker said, our own for the rest.

@@ -25,12 +25,15 @@ const PIECE_BYTES: usize = 512;
 /// Sizes by lot are drawn before the load.
 const SIZES_DRAWN: usize = 1 << 16;
 
+/// Where a line begins and ends in the pool.
+type Line = (u32, u32);
+
 /// See the head of this file. Clones share the pool.
 #[derive(Clone, Debug)]
 pub(crate) struct Values {
     pool: Arc<[u8]>,
-    /// Of a file: where each line begins and ends in the pool.
-    lines: Arc<[(u32, u32)]>,
+    /// Of a file.
+    lines: Arc<[Line]>,
     sizes: Arc<[u32]>,
     next: usize,
     position: usize,
@@ -127,7 +130,7 @@ fn pattern(rng: &mut Rng, ratio: f64, len: usize) -> Vec<u8> {
 }
 
 /// A file and where its lines are. Empty ones are left out.
-fn read_lines(path: &Path) -> Result<(Vec<u8>, Vec<(u32, u32)>), Failure> {
+fn read_lines(path: &Path) -> Result<(Vec<u8>, Vec<Line>), Failure> {
     let mut text = Vec::new();
     let read = File::open(path).and_then(|file| file.take(LINES_BYTES_MAX).read_to_end(&mut text));
     read.map_err(|error| Failure::io(path.display(), error))?;

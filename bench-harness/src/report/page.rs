@@ -87,6 +87,7 @@ pub(super) fn write(sides: &[Side], comparison: Option<&Comparison>) -> String {
         None => page.headlines(),
     }
     page.courses();
+    page.limits();
     page.setting(comparison);
     page.html.raw("</main>\n<script type=\"application/json\" id=\"data\">");
     page.html.0.push_str(&data_of(&page.charts));
@@ -291,6 +292,27 @@ impl Page<'_> {
             self.html.cell(quantity::duration(histogram.max() as f64)).raw("</tr>");
         }
         self.html.raw("</tbody></table></div>");
+    }
+
+    /// The most that the machine takes, where a run measured it.
+    fn limits(&mut self) {
+        let sides = self.sides;
+        let Some(limits) = sides.iter().flat_map(|side| &side.runs).find_map(|run| run.limits.as_ref())
+        else {
+            return;
+        };
+        self.html.raw("<section><h2>What this machine can do at most</h2>");
+        self.html.raw("<p class=\"small\">Each alone, right before the load.</p>");
+        self.html.raw("<div class=\"wide\"><table class=\"facts\"><tbody>");
+        for (name, value) in limits.rows() {
+            self.fact(&name, &value);
+        }
+        for side in sides {
+            for share in words::shares(side, limits) {
+                self.fact(&side.name, &share);
+            }
+        }
+        self.html.raw("</tbody></table></div></section>\n");
     }
 
     /// All that is needed to repeat it.

@@ -15,6 +15,7 @@
 pub(crate) mod fixture;
 
 use crate::failure::Failure;
+use crate::limits::Limits;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
@@ -62,7 +63,7 @@ pub(crate) struct RunResult {
     pub broker_process: Option<BrokerProcess>,
     /// What this machine can do at most, when it was asked to measure that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limits: Option<serde_json::Value>,
+    pub limits: Option<Limits>,
 }
 
 /// The program that measured.
@@ -180,7 +181,7 @@ pub(crate) struct Part {
     pub seconds: Vec<Second>,
 }
 
-/// A second of a part. What is in it is what was *due* in it (produced) or arrived in it (received).
+/// A second of a part. What is in it is what came back in it: acknowledged, or received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Second {
     /// Its begin.
@@ -309,6 +310,42 @@ impl RunResult {
     /// The first part of a kind, which is the main one.
     pub(crate) fn part(&self, kind: PartKind) -> Option<&Part> {
         self.parts.iter().find(|part| part.kind == kind)
+    }
+}
+
+impl Usage {
+    /// Adds what was taken in a later stretch of time, which began at `from_s`.
+    pub(crate) fn add_behind(&mut self, mut later: Usage, from_s: f64) {
+        later.seconds.iter_mut().for_each(|second| second.at_s += from_s);
+        self.seconds.append(&mut later.seconds);
+        self.rss_bytes_max = self.rss_bytes_max.max(later.rss_bytes_max);
+        self.add_totals(&later);
+    }
+
+    /// Adds what another process took in the same time. Seconds that begin at nearly the
+    /// same time are added.
+    pub(crate) fn add_beside(&mut self, other: Usage) {
+        self.rss_bytes_max += other.rss_bytes_max;
+        self.add_totals(&other);
+        if self.seconds.is_empty() {
+            self.seconds = other.seconds;
+            return;
+        }
+        for (sum, one) in self.seconds.iter_mut().zip(other.seconds) {
+            sum.cores += one.cores;
+            sum.rss_bytes += one.rss_bytes;
+            sum.disk_read_bytes += one.disk_read_bytes;
+            sum.disk_write_bytes += one.disk_write_bytes;
+        }
+    }
+
+    fn add_totals(&mut self, other: &Usage) {
+        self.cpu_user_s += other.cpu_user_s;
+        self.cpu_system_s += other.cpu_system_s;
+        self.disk_read_bytes += other.disk_read_bytes;
+        self.disk_write_bytes += other.disk_write_bytes;
+        self.context_switches_voluntary += other.context_switches_voluntary;
+        self.context_switches_involuntary += other.context_switches_involuntary;
     }
 }
 
