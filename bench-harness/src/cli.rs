@@ -43,12 +43,16 @@ pub(crate) enum Command {
     Rerun(Rerun),
     /// List the scenarios that come with the program
     Scenarios,
+    /// Hold brokers against each other by turns: A B A B, as ratios with intervals
+    Compare(CompareOptions),
     /// Make load for a coordinator elsewhere, which names this one with --workers. For trusted networks
     Worker(WorkerOptions),
     /// Check the generator against a broker whose stalls are known
     Selftest(SelftestOptions),
     /// Be a broker that does next to nothing, to look at a generator
     NullBroker(NullBrokerOptions),
+    /// Measure what this machine can do at most: disk, sync, loopback, checksums
+    Limits(LimitsOptions),
     /// Draw results as one HTML page that needs nothing else
     Report(ReportOptions),
 }
@@ -75,6 +79,9 @@ pub(crate) struct RunOptions {
     /// Where the broker's data is, when it is on this machine: which disk the result names
     #[arg(long, value_name = "FOLDER")]
     pub data_dir: Option<PathBuf>,
+    /// Measure what this machine can do at most before the load, and put it into the result
+    #[arg(long)]
+    pub limits: bool,
     /// Sockets by epoll instead of io_uring
     #[arg(long)]
     pub epoll: bool,
@@ -152,4 +159,58 @@ pub(crate) struct ReportOptions {
     /// The page to write
     #[arg(short, long, default_value = "report.html", value_name = "FILE")]
     pub output: PathBuf,
+}
+
+/// What is compared: `flumen`, `kafka` (as it comes: it does not sync), `kafka-sync` (flush.messages=1) are started
+/// here, with data of their own, and removed at the end; an address is a broker that runs.
+#[derive(Args, Debug)]
+pub(crate) struct CompareOptions {
+    /// A name, or the path of a TOML file
+    #[arg(default_value = "latency")]
+    pub scenario: String,
+    /// The one that is held against the others: flumen, flumen=PATH of its program, kafka, kafka-sync, or HOST:PORT
+    #[arg(long, value_name = "BROKER")]
+    pub a: String,
+    /// What it is held against; may be given several times
+    #[arg(long, value_name = "BROKER", required = true)]
+    pub b: Vec<String>,
+    /// Times that each is measured; below 3 there are no intervals
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub turns: u32,
+    /// Turns before those that are thrown away, so that caches and compilers are warm
+    #[arg(long, default_value_t = 1, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub warmup_turns: u32,
+    /// The comparison with all its runs, as JSON; a page is drawn beside it, as .html
+    #[arg(short, long, default_value = "comparison.json", value_name = "FILE")]
+    pub output: PathBuf,
+    /// Where brokers that are started here keep their data: below it, in folders that are removed again
+    #[arg(long, value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// Measure what this machine can do at most before the first turn that counts
+    #[arg(long)]
+    pub limits: bool,
+    /// Kafka's jars; without it they are taken from the user's cache, where Maven puts them once
+    #[arg(long, env = "FLUMEN_BENCH_KAFKA_JARS", value_name = "FOLDER")]
+    pub kafka_jars: Option<PathBuf>,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Sockets by epoll instead of io_uring
+    #[arg(long)]
+    pub epoll: bool,
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LimitsOptions {
+    /// On the disk that is meant; a file of 512 MiB is made there and removed
+    #[arg(long, default_value = ".", value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// How long each thing is measured; there are six
+    #[arg(long, default_value_t = 3.0, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub seconds: f64,
+    /// Write the figures as JSON, whole histograms included
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }

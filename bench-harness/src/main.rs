@@ -10,6 +10,8 @@
 //!   remote     the same on several machines
 //!   schedule, payload, keys                     when records are due, what they hold, whose they are
 //!   sequence, collect                           what arrived, and what adds up to what
+//!   compare    brokers by turns -> ratios       limits    what the machine can do at most
+//!   quantity   amounts as people read them
 //! ```
 //!
 //! A run is measured by one module and judged by others, and between them stands only [`result::RunResult`]: whatever is
@@ -23,6 +25,7 @@ mod failure;
 mod hlog;
 mod interrupt;
 mod keys;
+mod limits;
 mod machine;
 mod null_broker;
 mod payload;
@@ -70,9 +73,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Some(Command::Compare(options)) => compare::run(&options),
         Some(Command::Worker(options)) => remote::serve(&options),
         Some(Command::Selftest(options)) => selftest::run(&options),
         Some(Command::NullBroker(options)) => null_broker::serve(&options),
+        Some(Command::Limits(options)) => limits::run(&options),
         Some(Command::Report(options)) => report::run(&options),
     }
 }

@@ -4,6 +4,7 @@ use crate::cli::RunOptions;
 use crate::failure::Failure;
 use crate::hlog::IntervalLogs;
 use crate::interrupt;
+use crate::limits;
 use crate::machine;
 use crate::phase::{MachineShare, PhaseOutcome, Prepared, Watching};
 use crate::progress::{Progress, milliseconds};
@@ -21,6 +22,8 @@ use std::time::Duration;
 
 /// Of a thread: above this share of a core it is full.
 const FULL_SHARE: f64 = 0.95;
+/// With `--limits`, each of the things that are measured before the load.
+const LIMITS_EACH: Duration = Duration::from_secs(2);
 /// Lateness of sends that says nothing, however short the latencies are.
 const LATENESS_NS_MIN: u64 = 1_000_000;
 
@@ -61,7 +64,7 @@ pub(crate) fn again(path: &Path, options: &RunOptions) -> Result<(), Failure> {
 }
 
 /// A report that cannot be written is to be known before the run, not after it.
-fn check_writable(path: Option<&Path>) -> Result<(), Failure> {
+pub(crate) fn check_writable(path: Option<&Path>) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
     let is_special = std::fs::metadata(path).is_ok_and(|there| !there.is_file());
     if is_special {
@@ -92,6 +95,11 @@ pub(crate) fn measure(
     let timeout = Duration::from_secs_f64(scenario.request_timeout_s);
     let addresses = addresses(&options.brokers)?;
     let target = Target::prepare(&addresses, &scenario.topic, timeout)?;
+    let folder = options.data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
+    let limits = match options.limits {
+        true => Some(limits::measure(&folder, LIMITS_EACH, interrupted)?),
+        false => None,
+    };
     let mut workers = options.workers.as_deref().map(remote::connect).transpose()?.unwrap_or_default();
     let mut progress = Progress::new(options.quiet);
     let mut outcomes = Vec::new();
@@ -125,7 +133,8 @@ pub(crate) fn measure(
         return Err(failure);
     }
     let machines = workers.into_iter().map(|worker| worker.machine).collect();
-    Ok(result(scenario, options, target, outcomes, machines, interrupted.load(Ordering::Relaxed)))
+    let interrupted = interrupted.load(Ordering::Relaxed);
+    Ok(RunResult { limits, ..result(scenario, &folder, target, outcomes, machines, interrupted) })
 }
 
 /// A phase that is to be run.
@@ -188,7 +197,7 @@ fn finish(outcome: &mut PhaseOutcome, phase: &str) {
 /// The document of the whole run.
 fn result(
     scenario: &Scenario,
-    options: &RunOptions,
+    folder: &Path,
     target: Target,
     outcomes: Vec<PhaseOutcome>,
     workers: Vec<MachineDescription>,
@@ -221,7 +230,6 @@ fn result(
         };
         broker.relate(sum(|part| part.bytes), sum(|part| part.records), sum(|part| part.requests));
     }
-    let folder = options.data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
     RunResult {
         format: RUN_FORMAT.to_owned(),
         format_version: FORMAT_VERSION,
@@ -230,7 +238,7 @@ fn result(
         setting: serde_json::to_value(scenario).unwrap_or_default(),
         driver: "flumen".to_owned(),
         broker: target.broker,
-        machines: if workers.is_empty() { vec![machine::describe(&folder)] } else { workers },
+        machines: if workers.is_empty() { vec![machine::describe(folder)] } else { workers },
         started_unix_ms: started_unix_ms.unwrap_or_default(),
         duration_s,
         verdict,

@@ -35,6 +35,7 @@ const CORE_EDGES: &[(&str, &[&str])] = &[
 
 /// Where glommio, or the client's other executor, may be named. `admin` wraps its streams for hyper; the log leaves out lines of its reactor.
 const GLOMMIO_PLACES: &[&str] = &[
+    "bench-harness/src/limits/disk",
     "client/src/runtime",
     "node/src/admin",
     "node/src/disk",

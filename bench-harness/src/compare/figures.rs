@@ -4,7 +4,6 @@
 
 use crate::result::{PartKind, RunResult, Second};
 use hdrhistogram::Histogram;
-use hdrhistogram::iterators::IterationValue;
 use serde::{Deserialize, Serialize};
 
 /// See the head of this file.
@@ -131,18 +130,23 @@ impl Figure {
         }
     }
 
+    /// Whether it is of a phase of a scenario. All others are of the whole run.
+    pub(crate) fn is_of_phase(self) -> bool {
+        !matches!(self.source(), Source::Cpu(..) | Source::RssMax)
+    }
+
     /// Over whole runs; `drawn` are places in `runs`, with repetitions. None where these have no such figure.
-    pub(crate) fn over_runs(self, runs: &[Digest], drawn: &[usize]) -> Option<f64> {
+    pub(crate) fn over_runs(self, phase: &str, runs: &[Digest], drawn: &[usize]) -> Option<f64> {
         let drawn = || drawn.iter().map(|place| &runs[*place]);
         let rate = |kind: PartKind, amount: fn(&Second) -> u64| {
-            let seconds = || drawn().flat_map(move |run| run.seconds(kind));
+            let seconds = || drawn().flat_map(move |run| run.seconds(phase, kind));
             rate_of(seconds(), amount)
         };
         match self.source() {
             Source::Records(kind) => rate(kind, |second| second.records),
             Source::Bytes(kind) => rate(kind, |second| second.bytes),
             Source::Quantile(kind, quantile) => {
-                let counts: Vec<&Counts> = drawn().filter_map(|run| run.counts(kind)).collect();
+                let counts: Vec<&Counts> = drawn().filter_map(|run| run.counts(phase, kind)).collect();
                 quantile_of(&counts, quantile).map(|ns| ns as f64)
             }
             Source::Cpu(amount, unit) => {
@@ -188,7 +192,7 @@ type Counts = Vec<(u64, u64)>;
 /// What is needed of a run, decoded once.
 #[derive(Debug)]
 pub(crate) struct Digest {
-    /// The main part of each kind.
+    /// The main part of each kind in each phase.
     parts: Vec<PartDigest>,
     work: Work,
     cpu_s: Option<f64>,
@@ -197,6 +201,7 @@ pub(crate) struct Digest {
 
 #[derive(Debug)]
 struct PartDigest {
+    phase: String,
     kind: PartKind,
     seconds: Vec<Second>,
     counts: Option<Counts>,
@@ -208,14 +213,15 @@ impl Digest {
         let mut parts: Vec<PartDigest> = Vec::new();
         let mut work = Work::default();
         for part in &result.parts {
-            if matches!(part.kind, PartKind::Produce | PartKind::Fetch) {
+            if !matches!(part.kind, PartKind::Lateness | PartKind::RawSync) {
                 work.bytes += part.bytes;
                 work.records += part.records;
                 work.requests += part.requests;
             }
-            if parts.iter().all(|known| known.kind != part.kind) {
+            if parts.iter().all(|known| (known.kind, &known.phase) != (part.kind, &part.phase)) {
                 let counts = part.latency.as_ref().map(|latency| latency.decode().map(|h| counts_of(&h)));
                 parts.push(PartDigest {
+                    phase: part.phase.clone(),
                     kind: part.kind,
                     seconds: part.seconds.clone(),
                     counts: counts.transpose()?,
@@ -231,12 +237,23 @@ impl Digest {
         })
     }
 
-    pub(crate) fn seconds(&self, kind: PartKind) -> &[Second] {
-        self.parts.iter().find(|part| part.kind == kind).map_or(&[], |part| &part.seconds)
+    /// In the order in which they ran.
+    pub(crate) fn phases(&self) -> Vec<&str> {
+        let mut phases: Vec<&str> = self.parts.iter().map(|part| part.phase.as_str()).collect();
+        phases.dedup();
+        phases
     }
 
-    fn counts(&self, kind: PartKind) -> Option<&Counts> {
-        self.parts.iter().find(|part| part.kind == kind)?.counts.as_ref()
+    pub(crate) fn seconds(&self, phase: &str, kind: PartKind) -> &[Second] {
+        self.part(phase, kind).map_or(&[], |part| &part.seconds)
+    }
+
+    fn counts(&self, phase: &str, kind: PartKind) -> Option<&Counts> {
+        self.part(phase, kind)?.counts.as_ref()
+    }
+
+    fn part(&self, phase: &str, kind: PartKind) -> Option<&PartDigest> {
+        self.parts.iter().find(|part| part.kind == kind && part.phase == phase)
     }
 }
 
@@ -289,7 +306,11 @@ mod tests {
                 [(Figure::ProduceP50, 0.5), (Figure::ProduceP99, 0.99), (Figure::ProduceP999, 0.999)]
             {
                 let expected = merged.value_at_quantile(quantile) as f64;
-                assert_eq!(figure.over_runs(&digests, &drawn), Some(expected), "{figure:?} over {drawn:?}");
+                assert_eq!(
+                    figure.over_runs("", &digests, &drawn),
+                    Some(expected),
+                    "{figure:?} over {drawn:?}"
+                );
             }
         }
     }
@@ -301,9 +322,9 @@ mod tests {
         run.parts.truncate(1);
         run.parts[0].seconds = vec![second(100, 1.0), second(50, 0.25)];
         let digests = [Digest::of(&run).expect("sound")];
-        assert_eq!(Figure::ProduceRecordsPerS.over_runs(&digests, &[0, 0]), Some(120.0));
-        assert_eq!(Figure::EndToEndRecordsPerS.over_runs(&digests, &[0]), None);
-        assert_eq!(Figure::EndToEndP99.over_runs(&digests, &[0]), None);
+        assert_eq!(Figure::ProduceRecordsPerS.over_runs("", &digests, &[0, 0]), Some(120.0));
+        assert_eq!(Figure::EndToEndRecordsPerS.over_runs("", &digests, &[0]), None);
+        assert_eq!(Figure::EndToEndP99.over_runs("", &digests, &[0]), None);
     }
 
     #[test]

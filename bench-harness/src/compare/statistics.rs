@@ -26,33 +26,48 @@ pub(crate) fn ratios(a: &[Digest], b: &[Digest], to: usize) -> Vec<Ratio> {
     let turns = a.len().min(b.len());
     let (a, b) = (&a[..turns], &b[..turns]);
     let mut found = Vec::new();
-    for figure in Figure::ALL {
-        found.extend(over_turns(figure, a, b, to));
-        found.extend(over_seconds(figure, a, b, to));
+    for phase in a.first().map(Digest::phases).unwrap_or_default() {
+        for figure in Figure::ALL.into_iter().filter(|figure| figure.is_of_phase()) {
+            let asked = Asked { figure, phase, to };
+            found.extend(over_turns(&asked, a, b));
+            found.extend(over_seconds(&asked, a, b));
+        }
+    }
+    for figure in Figure::ALL.into_iter().filter(|figure| !figure.is_of_phase()) {
+        found.extend(over_turns(&Asked { figure, phase: "", to }, a, b));
     }
     found
 }
 
-fn over_turns(figure: Figure, a: &[Digest], b: &[Digest], to: usize) -> Option<Ratio> {
+/// What is to be compared, and with whom.
+struct Asked<'a> {
+    figure: Figure,
+    phase: &'a str,
+    to: usize,
+}
+
+fn over_turns(asked: &Asked, a: &[Digest], b: &[Digest]) -> Option<Ratio> {
     let all: Vec<usize> = (0..a.len()).collect();
-    let (value_a, value_b) = (figure.over_runs(a, &all)?, figure.over_runs(b, &all)?);
+    let value = |runs: &[Digest], drawn: &[usize]| asked.figure.over_runs(asked.phase, runs, drawn);
+    let (value_a, value_b) = (value(a, &all)?, value(b, &all)?);
     let mut draw = Draw::new(SEED);
     let enough = a.len() >= TURNS_MIN;
     let interval = enough.then(|| {
         bootstrap(|| {
             // A and B of a turn together: what disturbed the machine then disturbed both.
             let drawn = draw.places(a.len());
-            Some(figure.over_runs(a, &drawn)? / figure.over_runs(b, &drawn)?)
+            Some(value(a, &drawn)? / value(b, &drawn)?)
         })
     });
-    ratio(figure, to, Over::Turns, (value_a, value_b), interval.flatten(), a.len())
+    asked.ratio(Over::Turns, (value_a, value_b), interval.flatten(), a.len())
 }
 
-fn over_seconds(figure: Figure, a: &[Digest], b: &[Digest], to: usize) -> Option<Ratio> {
+fn over_seconds(asked: &Asked, a: &[Digest], b: &[Digest]) -> Option<Ratio> {
+    let figure = asked.figure;
     let kind = figure.part_of_blocks()?;
     let blocks = |digests: &'_ [Digest]| -> Vec<Vec<Second>> {
         let of_run = |digest: &Digest| -> Vec<Vec<Second>> {
-            digest.seconds(kind).chunks(BLOCK_SECONDS as usize).map(<[Second]>::to_vec).collect()
+            digest.seconds(asked.phase, kind).chunks(BLOCK_SECONDS as usize).map(<[Second]>::to_vec).collect()
         };
         digests.iter().flat_map(of_run).collect()
     };
@@ -69,20 +84,31 @@ fn over_seconds(figure: Figure, a: &[Digest], b: &[Digest], to: usize) -> Option
         let (drawn_a, drawn_b) = (draw.places(blocks_a.len()), draw.places(blocks_b.len()));
         Some(figure.over_blocks(&blocks_a, &drawn_a)? / figure.over_blocks(&blocks_b, &drawn_b)?)
     });
-    ratio(figure, to, Over::Seconds, (value_a, value_b), interval, samples)
+    asked.ratio(Over::Seconds, (value_a, value_b), interval, samples)
 }
 
-fn ratio(
-    figure: Figure,
-    to: usize,
-    over: Over,
-    (a, b): (f64, f64),
-    interval: Option<Interval>,
-    samples: usize,
-) -> Option<Ratio> {
-    let ratio = a / b;
-    // A document has no way to say infinite, and a ratio to nothing says nothing.
-    ratio.is_finite().then_some(Ratio { figure, to, over, a, b, ratio, interval, samples: samples as u32 })
+impl Asked<'_> {
+    /// A document has no way to say infinite, and a ratio to nothing says nothing: none then.
+    fn ratio(
+        &self,
+        over: Over,
+        (a, b): (f64, f64),
+        interval: Option<Interval>,
+        samples: usize,
+    ) -> Option<Ratio> {
+        let ratio = a / b;
+        ratio.is_finite().then(|| Ratio {
+            figure: self.figure,
+            phase: self.phase.to_owned(),
+            to: self.to,
+            over,
+            a,
+            b,
+            ratio,
+            interval,
+            samples: samples as u32,
+        })
+    }
 }
 
 /// The middle of what `again` gives, [`CONFIDENCE`] of it.

@@ -17,6 +17,7 @@ use crate::cli::ReportOptions;
 use crate::compare::document::{COMPARISON_FORMAT, Comparison};
 use crate::failure::Failure;
 use crate::result::{self, RUN_FORMAT, RunResult};
+pub(crate) use page::{amount, judged, named_figure};
 use series::Side;
 use std::path::Path;
 
@@ -67,7 +68,8 @@ fn write_runs(results: &[RunResult], paths: &[std::path::PathBuf], output: &Path
     result::write_document(output, page::write(&sides, None).as_bytes())
 }
 
-fn check_count(sides: usize) -> Result<(), Failure> {
+/// A page of more would be a puzzle.
+pub(crate) fn check_count(sides: usize) -> Result<(), Failure> {
     if sides > SIDES_MAX {
         return Err(Failure::Usage(format!(
             "{sides} results on one page can not be told apart: give at most {SIDES_MAX}"

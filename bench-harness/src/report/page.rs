@@ -1,7 +1,7 @@
 //! The page itself: HTML with its style and script in it. All that comes from a result passes [`Html::text`] or
 //! [`data_of`].
 
-use super::series::{self, Chart, Side};
+use super::series::{self, Chart, Side, Track};
 use super::words::{self, Weight};
 use crate::compare::document::{Comparison, Over, Ratio};
 use crate::compare::figures::{Figure, Unit};
@@ -86,8 +86,8 @@ pub(super) fn write(sides: &[Side], comparison: Option<&Comparison>) -> String {
         Some(comparison) => page.ratios(comparison),
         None => page.headlines(),
     }
-    page.latency_sections();
-    page.time_sections();
+    page.courses();
+    page.limits();
     page.setting(comparison);
     page.html.raw("</main>\n<script type=\"application/json\" id=\"data\">");
     page.html.0.push_str(&data_of(&page.charts));
@@ -172,7 +172,7 @@ impl Page<'_> {
     fn ratio(&mut self, ratio: &Ratio, span: f64) {
         let is_seconds = ratio.over == Over::Seconds;
         self.html.raw(if is_seconds { "<tr class=\"minor\"><th>" } else { "<tr><th>" });
-        self.html.text(ratio.figure.label());
+        self.html.text(named_figure(ratio));
         self.html.raw(if is_seconds { " <small>over seconds</small>" } else { "" }).raw("</th>");
         self.html.cell(amount(ratio.figure, ratio.a)).cell(amount(ratio.figure, ratio.b));
         self.html.raw("<td><strong>").text(quantity::ratio(ratio.ratio)).raw("</strong></td>");
@@ -205,37 +205,56 @@ impl Page<'_> {
         self.charts.push(chart);
     }
 
-    /// For each kind that was timed: percentiles of all, then the course over time of each.
-    fn latency_sections(&mut self) {
+    /// For each phase all that was timed in it, then its throughput; at the end the CPU of the whole.
+    fn courses(&mut self) {
         let sides = self.sides;
-        for kind in [PartKind::Produce, PartKind::EndToEnd, PartKind::Fetch, PartKind::Connect] {
-            let Some(percentiles) = series::percentiles(sides, kind) else { continue };
-            self.html.raw("<section><h2>Latency, ").text(series::word(kind)).raw("</h2><p class=\"small\">");
-            self.html.raw(match kind {
-                PartKind::Produce => "From the time at which a record was due to its acknowledgement.",
-                PartKind::EndToEnd => "From the time at which a record was due to its receipt by a consumer.",
-                PartKind::Fetch => "From the request to the whole answer.",
-                _ => "From the attempt to the broker's first answer.",
-            });
-            self.html.raw(" Both scales are logarithmic; the curve ends at the slowest of all.</p>");
-            self.chart(None, percentiles);
-            self.percentile_table(kind);
-            self.html.raw("<h3>Over time: median, p99 and the slowest of each second</h3>");
-            self.row(series::latencies(sides, kind));
-            self.html.raw("</section>\n");
+        let tracks = Track::all(sides);
+        let mut phases: Vec<&str> = Vec::new();
+        for track in &tracks {
+            if !phases.contains(&track.phase.as_str()) {
+                phases.push(&track.phase);
+            }
         }
+        for phase in &phases {
+            let of_phase: Vec<&Track> = tracks.iter().filter(|track| track.phase == *phase).collect();
+            let before = if phases.len() > 1 { format!("Phase {phase}: ") } else { String::new() };
+            for track in &of_phase {
+                if !matches!(track.kind, PartKind::Lateness | PartKind::RawSync) {
+                    self.latency(track, &before);
+                }
+            }
+            let title = if phases.len() > 1 { "throughput" } else { "Throughput" };
+            self.charts_over_time(&format!("{before}{title}"), series::throughputs(sides, &of_phase));
+        }
+        self.charts_over_time("CPU, in cores", series::cores(sides));
     }
 
-    fn time_sections(&mut self) {
+    /// Percentiles of all, then the course over time of each.
+    fn latency(&mut self, track: &Track, before: &str) {
         let sides = self.sides;
-        for (title, charts) in
-            [("Throughput", series::throughputs(sides)), ("CPU, in cores", series::cores(sides))]
-        {
-            if charts.iter().any(Option::is_some) {
-                self.html.raw("<section><h2>").text(title).raw("</h2>");
-                self.row(charts);
-                self.html.raw("</section>\n");
-            }
+        let Some(percentiles) = series::percentiles(sides, track) else { return };
+        let title = if before.is_empty() { "Latency" } else { "latency" };
+        self.html.raw("<section><h2>").text(format!("{before}{title}, {}", track.title()));
+        self.html.raw("</h2><p class=\"small\">");
+        self.html.raw(match track.kind {
+            PartKind::Produce => "From the time at which a record was due to its acknowledgement.",
+            PartKind::EndToEnd => "From the time at which a record was due to its receipt by a consumer.",
+            PartKind::Fetch => "From the request to the whole answer.",
+            _ => "From the attempt to the broker's first answer.",
+        });
+        self.html.raw(" Both scales are logarithmic; the curve ends at the slowest of all.</p>");
+        self.chart(None, percentiles);
+        self.percentile_table(track);
+        self.html.raw("<h3>Over time: median, p99 and the slowest of each second</h3>");
+        self.row(series::latencies(sides, track));
+        self.html.raw("</section>\n");
+    }
+
+    fn charts_over_time(&mut self, title: &str, charts: Vec<Option<Chart>>) {
+        if charts.iter().any(Option::is_some) {
+            self.html.raw("<section><h2>").text(title).raw("</h2>");
+            self.row(charts);
+            self.html.raw("</section>\n");
         }
     }
 
@@ -250,7 +269,7 @@ impl Page<'_> {
         self.html.raw("</div>");
     }
 
-    fn percentile_table(&mut self, kind: PartKind) {
+    fn percentile_table(&mut self, track: &Track) {
         const COLUMNS: [(&str, f64); 5] =
             [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999)];
         self.html.raw("<div class=\"wide\"><table><thead><tr><th></th><th>timed</th>");
@@ -260,7 +279,7 @@ impl Page<'_> {
         self.html.raw("<th>max</th></tr></thead><tbody>");
         let sides = self.sides;
         for (tone, side) in sides.iter().enumerate() {
-            let Some(histogram) = series::merged(side, kind) else { continue };
+            let Some(histogram) = series::merged(side, track) else { continue };
             self.html.raw("<tr><th>");
             self.named(tone, &side.name);
             self.html.raw("</th>").cell(quantity::grouped(histogram.len()));
@@ -273,6 +292,27 @@ impl Page<'_> {
             self.html.cell(quantity::duration(histogram.max() as f64)).raw("</tr>");
         }
         self.html.raw("</tbody></table></div>");
+    }
+
+    /// The most that the machine takes, where a run measured it.
+    fn limits(&mut self) {
+        let sides = self.sides;
+        let Some(limits) = sides.iter().flat_map(|side| &side.runs).find_map(|run| run.limits.as_ref())
+        else {
+            return;
+        };
+        self.html.raw("<section><h2>What this machine can do at most</h2>");
+        self.html.raw("<p class=\"small\">Each alone, right before the load.</p>");
+        self.html.raw("<div class=\"wide\"><table class=\"facts\"><tbody>");
+        for (name, value) in limits.rows() {
+            self.fact(&name, &value);
+        }
+        for side in sides {
+            for share in words::shares(side, limits) {
+                self.fact(&side.name, &share);
+            }
+        }
+        self.html.raw("</tbody></table></div></section>\n");
     }
 
     /// All that is needed to repeat it.
@@ -305,32 +345,48 @@ impl Page<'_> {
     }
 }
 
-fn headlines(run: &RunResult) -> Vec<(&'static str, String)> {
+/// Of every phase; those of the second and later ones bear its name.
+fn headlines(run: &RunResult) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    if let Some(part) = run.part(PartKind::Produce) {
-        found.push(("records produced", format!("{}/s", quantity::number(part.records_per_s()))));
-        found.push(("bytes produced", format!("{}/s", quantity::bytes(part.bytes_per_s()))));
-    }
-    if let Some(part) = run.part(PartKind::Fetch) {
-        found.push(("bytes fetched", format!("{}/s", quantity::bytes(part.bytes_per_s()))));
-    }
-    for (kind, p50, p99_9) in [
-        (PartKind::Produce, "produce p50", "produce p99.9"),
-        (PartKind::EndToEnd, "end to end p50", "end to end p99.9"),
-    ] {
-        if let Some(latency) = run.part(kind).and_then(|part| part.latency.as_ref()) {
-            found.push((p50, quantity::duration(latency.summary.p50_ns as f64)));
-            found.push((p99_9, quantity::duration(latency.summary.p99_9_ns as f64)));
+    let is_single = run.parts.windows(2).all(|pair| pair[0].phase == pair[1].phase);
+    for part in &run.parts {
+        let mut add = |name: &str, value: String| {
+            let mut name = format!("{} {name}", series::word(part.kind));
+            for more in [&part.name, if is_single { &part.name } else { &part.phase }] {
+                if !more.is_empty() && !name.contains(more.as_str()) {
+                    name = format!("{name}, {more}");
+                }
+            }
+            found.push((name, value));
+        };
+        if matches!(part.kind, PartKind::Lateness | PartKind::RawSync | PartKind::Connect) {
+            continue;
+        }
+        if part.kind != PartKind::EndToEnd {
+            add("records", format!("{}/s", quantity::number(part.records_per_s())));
+            add("bytes", format!("{}/s", quantity::bytes(part.bytes_per_s())));
+        }
+        if let Some(latency) = &part.latency {
+            add("p50", quantity::duration(latency.summary.p50_ns as f64));
+            add("p99.9", quantity::duration(latency.summary.p99_9_ns as f64));
         }
     }
     if let Some(process) = &run.broker_process {
         if let Some(cpu_s) = process.cpu_s_per_gb {
-            found.push(("broker CPU per GB", amount(Figure::CpuPerGb, cpu_s)));
+            found.push(("broker CPU per GB".to_owned(), amount(Figure::CpuPerGb, cpu_s)));
         }
         let memory = process.usage.rss_bytes_max as f64;
-        found.push(("broker memory", quantity::bytes(memory)));
+        found.push(("broker memory, at most".to_owned(), quantity::bytes(memory)));
     }
     found
+}
+
+/// With its phase, where it is of one.
+pub(crate) fn named_figure(ratio: &Ratio) -> String {
+    match ratio.phase.as_str() {
+        "" => ratio.figure.label().to_owned(),
+        phase => format!("{}, {phase}", ratio.figure.label()),
+    }
 }
 
 /// A figure's value with its unit.

@@ -77,10 +77,54 @@ pub(super) struct Mark {
     pub tone: usize,
 }
 
-/// All runs of a side in one histogram. None where nothing of the kind was timed.
-pub(super) fn merged(side: &Side, kind: PartKind) -> Option<Histogram<u64>> {
+/// A part that all runs of a page have, by what tells it from the others of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Track {
+    pub kind: PartKind,
+    pub name: String,
+    pub phase: String,
+}
+
+impl Track {
+    /// Of all runs, in the order of the first one.
+    pub(super) fn all(sides: &[Side]) -> Vec<Track> {
+        let mut tracks: Vec<Track> = Vec::new();
+        for part in sides.iter().flat_map(|side| &side.runs).flat_map(|run| &run.parts) {
+            let track = Track { kind: part.kind, name: part.name.clone(), phase: part.phase.clone() };
+            if !tracks.contains(&track) {
+                tracks.push(track);
+            }
+        }
+        tracks
+    }
+
+    fn part<'a>(&self, run: &'a RunResult) -> Option<&'a Part> {
+        let is_it =
+            |part: &&Part| (part.kind, &part.name, &part.phase) == (self.kind, &self.name, &self.phase);
+        run.parts.iter().find(is_it)
+    }
+
+    fn seconds<'a>(&self, run: &'a RunResult) -> &'a [Second] {
+        self.part(run).map_or(&[], |part| &part.seconds)
+    }
+
+    fn histogram(&self, run: &RunResult) -> Option<Histogram<u64>> {
+        self.part(run)?.latency.as_ref()?.decode().ok()
+    }
+
+    /// The phase is left out: it is a heading above.
+    pub(super) fn title(&self) -> String {
+        match self.name.as_str() {
+            "" => word(self.kind).to_owned(),
+            name => format!("{}, {name}", word(self.kind)),
+        }
+    }
+}
+
+/// All runs of a side in one histogram. None where nothing of it was timed.
+pub(super) fn merged(side: &Side, track: &Track) -> Option<Histogram<u64>> {
     let mut whole: Option<Histogram<u64>> = None;
-    for histogram in side.runs.iter().filter_map(|run| histogram(run, kind)) {
+    for histogram in side.runs.iter().filter_map(|run| track.histogram(run)) {
         match &mut whole {
             None => whole = Some(histogram),
             // Another generator's bounds may be narrower.
@@ -93,12 +137,8 @@ pub(super) fn merged(side: &Side, kind: PartKind) -> Option<Histogram<u64>> {
     whole
 }
 
-fn histogram(run: &RunResult, kind: PartKind) -> Option<Histogram<u64>> {
-    run.part(kind)?.latency.as_ref()?.decode().ok()
-}
-
-/// Percentiles of one kind, all contenders in one chart.
-pub(super) fn percentiles(sides: &[Side], kind: PartKind) -> Option<Chart> {
+/// Percentiles of one track, all contenders in one chart.
+pub(super) fn percentiles(sides: &[Side], track: &Track) -> Option<Chart> {
     let mut series = Vec::new();
     let mut curve = |name: String, tone, style, histogram: &Histogram<u64>| {
         series.push(Series { name, tone, style, points: quantile_points(histogram) });
@@ -107,7 +147,7 @@ pub(super) fn percentiles(sides: &[Side], kind: PartKind) -> Option<Chart> {
     for (tone, side) in sides.iter().enumerate() {
         if side.runs.len() > 1 {
             for (turn, run) in side.runs.iter().enumerate() {
-                if let Some(one) = histogram(run, kind) {
+                if let Some(one) = track.histogram(run) {
                     curve(format!("{}, turn {}", side.name, turn + 1), Some(tone), Style::Faint, &one);
                 }
             }
@@ -115,9 +155,9 @@ pub(super) fn percentiles(sides: &[Side], kind: PartKind) -> Option<Chart> {
     }
     let mut is_empty = true;
     for (tone, side) in sides.iter().enumerate() {
-        if let Some(whole) = merged(side, kind) {
+        if let Some(whole) = merged(side, track) {
             is_empty = false;
-            let name = if is_single { word(kind).to_owned() } else { side.name.clone() };
+            let name = if is_single { track.title() } else { side.name.clone() };
             curve(name, Some(tone), Style::Line, &whole);
         }
     }
@@ -128,7 +168,8 @@ pub(super) fn percentiles(sides: &[Side], kind: PartKind) -> Option<Chart> {
     {
         let all =
             Side { name: String::new(), runs: sides.iter().flat_map(|side| side.runs.clone()).collect() };
-        if let Some(whole) = merged(&all, kind) {
+        let beside = Track { kind, ..track.clone() };
+        if let Some(whole) = merged(&all, &beside) {
             curve(name.to_owned(), None, Style::Dashed, &whole);
         }
     }
@@ -161,12 +202,12 @@ fn quantile_points(histogram: &Histogram<u64>) -> Vec<(f64, Option<f64>)> {
 }
 
 /// Latency by the second, one chart for each contender, all to the same scale.
-pub(super) fn latencies(sides: &[Side], kind: PartKind) -> Vec<Option<Chart>> {
+pub(super) fn latencies(sides: &[Side], track: &Track) -> Vec<Option<Chart>> {
     let mut charts: Vec<Option<Chart>> = sides
         .iter()
         .enumerate()
         .map(|(tone, side)| {
-            let line = Timeline::of(side, |run| run.part(kind).map_or(&[], |part| &part.seconds));
+            let line = Timeline::of(side, |run| track.seconds(run));
             let seconds = line.seconds();
             if seconds.iter().all(|(_, second)| second.max_ns == 0) {
                 return None;
@@ -215,33 +256,32 @@ fn stalls(seconds: &[(f64, Second)], tone: usize) -> Vec<Mark> {
     found.iter().map(|(x, second)| Mark { x: *x, y: second.max_ns as f64, tone }).collect()
 }
 
-/// What was produced and received by the second.
-pub(super) fn throughputs(sides: &[Side]) -> Vec<Option<Chart>> {
-    // Few and large records, or a reader of whole batches: bytes say more.
-    let is_bytes = sides.iter().flat_map(|side| &side.runs).any(|run| run.part(PartKind::Fetch).is_some());
+/// What was produced and received in a phase by the second.
+pub(super) fn throughputs(sides: &[Side], tracks: &[&Track]) -> Vec<Option<Chart>> {
+    // A reader of whole batches, or records of many sizes: bytes say more.
+    let is_bytes = tracks.iter().any(|track| track.kind == PartKind::Fetch);
     let amount: fn(&Second) -> u64 = if is_bytes { |s| s.bytes } else { |s| s.records };
-    let kinds = [
-        (PartKind::Produce, "produced", Style::Line),
-        (PartKind::EndToEnd, "received", Style::Dashed),
-        (PartKind::Fetch, "fetched", Style::Thin),
-    ];
-    let mut charts: Vec<Option<Chart>> = sides
-        .iter()
-        .enumerate()
-        .map(|(tone, side)| {
-            let mut chart = linear(if is_bytes { Scale::Bytes } else { Scale::Records });
-            for (kind, name, style) in kinds {
-                let line = Timeline::of(side, |run| run.part(kind).map_or(&[], |part| &part.seconds));
-                let rate = |second: &Second| {
-                    (second.length_s > 0.0).then(|| amount(second) as f64 / second.length_s)
-                };
-                let points = thinned(&line.seconds(), rate, f64::min);
-                chart.add(Series { name: name.to_owned(), tone: Some(tone), style, points }, line.length_s);
-                chart.breaks = if line.breaks.is_empty() { chart.breaks } else { line.breaks };
-            }
-            (!chart.series.is_empty()).then_some(chart)
-        })
-        .collect();
+    let of_side = |(tone, side): (usize, &Side)| {
+        let mut chart = linear(if is_bytes { Scale::Bytes } else { Scale::Records });
+        for track in tracks {
+            let (word, style) = match track.kind {
+                PartKind::Produce => ("produced", Style::Line),
+                PartKind::EndToEnd => ("received", Style::Dashed),
+                PartKind::Fetch => ("fetched", Style::Thin),
+                PartKind::Lateness | PartKind::RawSync | PartKind::Connect => continue,
+            };
+            let line = Timeline::of(side, |run| track.seconds(run));
+            let rate =
+                |second: &Second| (second.length_s > 0.0).then(|| amount(second) as f64 / second.length_s);
+            let points = thinned(&line.seconds(), rate, f64::min);
+            let name =
+                if track.name.is_empty() { word.to_owned() } else { format!("{word}, {}", track.name) };
+            chart.add(Series { name, tone: Some(tone), style, points }, line.length_s);
+            chart.breaks = if line.breaks.is_empty() { chart.breaks } else { line.breaks };
+        }
+        (!chart.series.is_empty()).then_some(chart)
+    };
+    let mut charts: Vec<Option<Chart>> = sides.iter().enumerate().map(of_side).collect();
     share_ranges(&mut charts);
     charts
 }
@@ -310,17 +350,26 @@ struct Timeline<T> {
 /// What has a place in its run.
 trait Timed: Copy {
     fn at_s(&self) -> f64;
+    fn end_s(&self) -> f64;
 }
 
 impl Timed for Second {
     fn at_s(&self) -> f64 {
         self.at_s
     }
+
+    fn end_s(&self) -> f64 {
+        self.at_s + self.length_s
+    }
 }
 
 impl Timed for UsageSecond {
     fn at_s(&self) -> f64 {
         self.at_s
+    }
+
+    fn end_s(&self) -> f64 {
+        self.at_s + self.length_s
     }
 }
 
@@ -334,8 +383,9 @@ impl<T: Timed> Timeline<T> {
             if line.length_s > 0.0 {
                 line.breaks.push(line.length_s);
             }
-            line.pieces.push((line.length_s, seconds(run).to_vec()));
-            line.length_s += run.duration_s.max(0.0);
+            let seconds = seconds(run);
+            line.pieces.push((line.length_s, seconds.to_vec()));
+            line.length_s += seconds.last().map_or(0.0, Timed::end_s);
         }
         line
     }

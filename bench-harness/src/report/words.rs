@@ -1,7 +1,8 @@
 //! What the page says before it draws anything: whether the figures may be believed, and why not.
 
-use super::series::{Side, title, word};
+use super::series::{Side, Track, merged, title, word};
 use crate::compare::document::Comparison;
+use crate::limits::Limits;
 use crate::quantity;
 use crate::result::{PartKind, RunResult};
 
@@ -137,6 +138,33 @@ fn lateness(sides: &[Side]) -> Option<Sentence> {
         if sides.iter().map(|side| side.runs.len()).sum::<usize>() > 1 { ", in the worst run" } else { "" },
     );
     Some(Sentence { weight: Weight::Note, text })
+}
+
+/// A side's figures as a share of what the machine can do.
+pub(super) fn shares(side: &Side, limits: &Limits) -> Vec<String> {
+    let mut found = Vec::new();
+    let produced = side.runs.iter().filter_map(|run| run.part(PartKind::Produce));
+    let fastest = produced.map(|part| part.bytes_per_s()).fold(0.0, f64::max);
+    if let Some(most) = limits.disk.write_bytes_per_s.filter(|most| *most > 0.0) {
+        found.push(format!(
+            "produced {}/s: {} % of the direct write rate",
+            quantity::bytes(fastest),
+            quantity::three_digits(100.0 * fastest / most)
+        ));
+    }
+    let track = Track { kind: PartKind::Produce, name: String::new(), phase: String::new() };
+    let phase = side.runs.first().and_then(|run| run.part(PartKind::Produce)).map(|part| part.phase.clone());
+    let histogram = merged(side, &Track { phase: phase.unwrap_or_default(), ..track });
+    if let (Some(histogram), Some(writes)) = (histogram, limits.disk.synced_writes.first()) {
+        let (own, floor) = (histogram.value_at_quantile(0.99), writes.latency.summary.p99_ns.max(1));
+        found.push(format!(
+            "produce p99 {}: {} × that of a {} KiB write with its sync",
+            quantity::duration(own as f64),
+            quantity::ratio(own as f64 / floor as f64),
+            writes.bytes >> 10
+        ));
+    }
+    found
 }
 
 /// What the page is of, in one line.

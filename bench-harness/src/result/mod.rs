@@ -15,6 +15,7 @@
 pub(crate) mod fixture;
 
 use crate::failure::Failure;
+use crate::limits::Limits;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
@@ -62,7 +63,7 @@ pub(crate) struct RunResult {
     pub broker_process: Option<BrokerProcess>,
     /// What this machine can do at most, when it was asked to measure that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limits: Option<serde_json::Value>,
+    pub limits: Option<Limits>,
 }
 
 /// The program that measured.
