@@ -3,6 +3,7 @@
 //! ```text
 //!   scenario   what load, for how long          cli       what can be asked for
 //!   target     the cluster and its topics       result    the document that a run leaves, and all else reads
+//!   layout     which thread has what
 //!   phase      one load, over all threads       report    results -> one HTML page
 //!   engine     the load itself, thread by       machine   what the figures were measured on
 //!              thread: lanes send, readers      process   CPU, memory, disk of a local broker and of ourselves
@@ -25,6 +26,7 @@ mod failure;
 mod hlog;
 mod interrupt;
 mod keys;
+mod layout;
 mod limits;
 mod machine;
 mod null_broker;

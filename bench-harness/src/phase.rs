@@ -2,22 +2,19 @@
 
 use crate::collect::{Collector, SecondTallies};
 use crate::engine::{
-    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, ChurnPlan, Clock, Control, LanePlan, Origin, PartName, Place, Plan,
-    ReaderPlan, Received, Report, Work, run_thread,
+    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, Clock, Control, Origin, PartName, Plan, Received, Report, Work,
+    run_thread,
 };
 use crate::failure::Failure;
-use crate::payload::Values;
+use crate::layout::{Layout, MachineShare};
 use crate::process::Watch;
 use crate::remote::Link;
-use crate::result::{BrokerProcess, Integrity, Part, PartKind, Usage};
-use crate::scenario::{Acks, Arrivals, From, Load, Mode, Phase, Scenario};
-use crate::schedule::{Share, read_trace};
+use crate::result::{BrokerProcess, Integrity, Part, Usage};
+use crate::scenario::{Phase, Scenario};
 use crate::sequence::Sequences;
 use crate::target::Target;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -60,18 +57,6 @@ pub(crate) struct Prepared {
     notes: Vec<String>,
 }
 
-/// Which of how many machines makes a load.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) struct MachineShare {
-    pub index: usize,
-    pub count: usize,
-}
-
-impl MachineShare {
-    /// The only one.
-    pub(crate) const WHOLE: MachineShare = MachineShare { index: 0, count: 1 };
-}
-
 impl Prepared {
     /// Lays out the phase. `run` marks its records. Of several machines each takes its share of the connections.
     pub(crate) fn new(
@@ -81,88 +66,17 @@ impl Prepared {
         run: u64,
         machine: MachineShare,
     ) -> Result<Prepared, Failure> {
-        let threads = thread_count(scenario, phase);
-        let mut works: Vec<Work> = (0..threads).map(|_| Work::default()).collect();
-        let mut parts = Vec::new();
-        let mut notes = Vec::new();
-        let mut spread = Spread { next: 0, threads, machine };
-        let mut producer = 0;
-        let mut is_checkable = !phase.producers.is_empty();
+        let mut layout = Layout::new(scenario, phase, machine);
         for settings in &phase.producers {
-            let settings = Arc::new(settings.clone());
-            let part = add_part(&mut parts, PartKind::Produce, &settings.name);
-            let lateness_part = match settings.load {
-                Load::Open => add_part(&mut parts, PartKind::Lateness, &settings.name),
-                Load::Closed => part,
-            };
-            let values = Values::new(&settings.payload, scenario.seed)?;
-            is_checkable &= values.are_checked() && settings.acks != Acks::None;
-            let trace: Option<Arc<[u64]>> = match (&settings.trace, settings.arrivals) {
-                (Some(path), Arrivals::Trace) => Some(read_trace(Path::new(path))?.into()),
-                _ => None,
-            };
-            let groups = target.places_by_leader()?;
-            let all: usize = groups.iter().map(Vec::len).sum();
-            let count = settings.count as usize * groups.len();
-            for number in 0..settings.count as usize {
-                for (leader, places) in groups.iter().enumerate() {
-                    let index = number * groups.len() + leader;
-                    let part_of_rate = places.len() as f64 / all as f64 / f64::from(settings.count);
-                    let lane = LanePlan {
-                        settings: settings.clone(),
-                        producer,
-                        places: places.clone(),
-                        share: Share { part: part_of_rate, index, count },
-                        values: values.starting_at(index),
-                        trace: trace.clone(),
-                        part,
-                        lateness_part,
-                    };
-                    if let Some(thread) = spread.next() {
-                        works[thread].lanes.push(lane);
-                    }
-                }
-                producer += 1;
-            }
+            layout.add_producers(settings, target)?;
         }
-        if !phase.producers.is_empty() && !phase.consumers.is_empty() && !is_checkable {
-            notes.push("records are not checked: values below 32 bytes, or acks = \"none\"".to_owned());
-        }
-        let mut checked = Vec::new();
-        let mut reader = 0;
-        for (group, settings) in phase.consumers.iter().enumerate() {
-            let checks = is_checkable && settings.from == From::Latest;
-            let kind = if checks { PartKind::EndToEnd } else { PartKind::Fetch };
-            let part = add_part(&mut parts, kind, &settings.name);
-            let settings = Arc::new(settings.clone());
-            let group_id = format!("flumen-bench-{run:016x}-{group}");
-            for _ in 0..settings.count {
-                let plan = ReaderPlan {
-                    settings: settings.clone(),
-                    group,
-                    reader,
-                    part,
-                    checks,
-                    group_id: group_id.clone(),
-                };
-                reader += 1;
-                if let Some(thread) = spread.next() {
-                    works[thread].readers.push(plan);
-                }
-            }
-            let readers = if settings.mode == Mode::Group { 1 } else { settings.count as usize };
-            checked.push(checks.then_some(readers));
+        for settings in &phase.consumers {
+            layout.add_consumers(settings, run);
         }
         if let Some(settings) = &phase.churn {
-            let part = add_part(&mut parts, PartKind::Connect, "");
-            let count = threads * machine.count;
-            for (thread, work) in works.iter_mut().enumerate() {
-                let index = machine.index * threads + thread;
-                let share = Share { part: 1.0 / count as f64, index, count };
-                work.churn = Some(ChurnPlan { settings: settings.clone(), share, part });
-            }
+            layout.add_churn(settings);
         }
-        let seconds = |value: f64| Duration::from_secs_f64(value);
+        let seconds = Duration::from_secs_f64;
         let plan = Plan {
             run,
             brokers: target.addresses.clone(),
@@ -173,9 +87,13 @@ impl Prepared {
             partitions: target.topics.iter().map(|topic| topic.leaders.len() as i32).collect(),
             warmup: seconds(phase.warmup_seconds),
             length: seconds(phase.warmup_seconds + phase.seconds),
-            parts,
+            parts: layout.parts,
         };
-        Ok(Prepared { plan: Arc::new(plan), works, checked, notes })
+        let mut notes = Vec::new();
+        if !phase.producers.is_empty() && !phase.consumers.is_empty() && !layout.is_checkable {
+            notes.push("records are not checked: values below 32 bytes, or acks = \"none\"".to_owned());
+        }
+        Ok(Prepared { plan: Arc::new(plan), works: layout.works, checked: layout.checked, notes })
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -488,53 +406,10 @@ fn judge(
     integrity
 }
 
-fn add_part(parts: &mut Vec<PartName>, kind: PartKind, name: &str) -> usize {
-    parts.push(PartName { kind, name: name.to_owned() });
-    parts.len() - 1
-}
-
-fn thread_count(scenario: &Scenario, phase: &Phase) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let wanted = if scenario.threads > 0 { scenario.threads } else { (cores / 2).max(1) };
-    let connections: u32 = phase.producers.iter().map(|one| one.count).sum::<u32>()
-        + phase.consumers.iter().map(|one| one.count).sum::<u32>();
-    wanted.min((connections as usize).max(1))
-}
-
-/// Deals connections out, to machines and to the threads of this one.
-struct Spread {
-    next: usize,
-    threads: usize,
-    machine: MachineShare,
-}
-
-impl Spread {
-    /// The thread of this machine that gets the next connection; none when another machine does.
-    fn next(&mut self) -> Option<usize> {
-        let number = self.next;
-        self.next += 1;
-        let is_ours = number % self.machine.count == self.machine.index;
-        is_ours.then_some(number / self.machine.count % self.threads)
-    }
-}
-
-impl Target {
-    /// The partitions of each leader, ascending.
-    fn places_by_leader(&self) -> Result<Vec<Vec<Place>>, Failure> {
-        let mut groups: BTreeMap<i32, Vec<Place>> = BTreeMap::new();
-        for (topic, one) in self.topics.iter().enumerate() {
-            for (partition, leader) in one.leaders.iter().enumerate() {
-                let place = Place { topic: topic as u32, partition: partition as i32 };
-                groups.entry(*leader).or_default().push(place);
-            }
-        }
-        Ok(groups.into_values().collect())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Place;
 
     fn sequences(ranges: &[(u64, u64)]) -> Sequences {
         let mut all = Sequences::default();
@@ -569,15 +444,5 @@ mod tests {
         let members = [received(None, &[(0, 12)]), received(None, &[(10, 20)])];
         let found = judge(&acknowledged, &members, &[Some(1)]).expect("checked");
         assert_eq!((found.checked, found.lost, found.duplicated), (20, 0, 2));
-    }
-
-    #[test]
-    fn connections_are_dealt_out_over_machines_and_threads() {
-        let deal = |index| {
-            let mut spread = Spread { next: 0, threads: 2, machine: MachineShare { index, count: 2 } };
-            (0..6).map(|_| spread.next()).collect::<Vec<_>>()
-        };
-        assert_eq!(deal(0), [Some(0), None, Some(1), None, Some(0), None]);
-        assert_eq!(deal(1), [None, Some(0), None, Some(1), None, Some(0)]);
     }
 }

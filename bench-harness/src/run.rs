@@ -4,9 +4,10 @@ use crate::cli::RunOptions;
 use crate::failure::Failure;
 use crate::hlog::IntervalLogs;
 use crate::interrupt;
+use crate::layout::MachineShare;
 use crate::limits;
 use crate::machine;
-use crate::phase::{MachineShare, PhaseOutcome, Prepared, Watching};
+use crate::phase::{PhaseOutcome, Prepared, Watching};
 use crate::progress::{Progress, milliseconds};
 use crate::remote::{self, Link};
 use crate::result::{

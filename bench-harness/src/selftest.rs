@@ -7,8 +7,9 @@
 use crate::cli::SelftestOptions;
 use crate::failure::Failure;
 use crate::interrupt;
+use crate::layout::MachineShare;
 use crate::null_broker::{Fault, NullBroker, Script};
-use crate::phase::{MachineShare, PhaseOutcome, Prepared};
+use crate::phase::{PhaseOutcome, Prepared};
 use crate::progress::{Progress, milliseconds};
 use crate::result::PartKind;
 use crate::scenario::{Load, Partitioning, Phase, Producers, Scenario, TopicSettings};

@@ -150,6 +150,7 @@ fn by_leader(shop: &Shop, positions: Vec<Position>) -> Result<Vec<(i32, Vec<Posi
 struct Session {
     common: Rc<Common>,
     leader: i32,
+    /// Ascending by place.
     positions: Vec<Position>,
     /// Of the fetch session; 0 where there is none.
     id: i32,
@@ -330,11 +331,15 @@ impl Session {
         let now = Instant::now();
         let (mut records, mut bytes) = (0, 0);
         for topic in &response.responses {
+            let Some(number) = shop.plan.topics.iter().position(|name| **name == *topic.topic) else {
+                continue;
+            };
             for one in &topic.partitions {
-                let found = self.positions.iter_mut().find(|position| {
-                    position.place.partition == one.partition_index && *position.at.topic == *topic.topic
-                });
-                let Some(position) = found else { continue };
+                let place = Place { topic: number as u32, partition: one.partition_index };
+                let Ok(found) = self.positions.binary_search_by_key(&place, |one| one.place) else {
+                    continue;
+                };
+                let position = &mut self.positions[found];
                 match ErrorCode::from_code(one.error_code) {
                     ErrorCode::None => {}
                     ErrorCode::OffsetOutOfRange if one.log_start_offset > position.offset => {

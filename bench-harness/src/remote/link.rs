@@ -4,7 +4,7 @@ use super::clock::{RoundTrip, offset};
 use super::{Job, Order, PROTOCOL_VERSION, Word, read_line, write_line};
 use crate::engine::{Clock, Control, Report};
 use crate::failure::Failure;
-use crate::phase::MachineShare;
+use crate::layout::MachineShare;
 use crate::result::{Machine, Usage};
 use crate::scenario::Scenario;
 use crate::target::Target;

@@ -27,7 +27,7 @@ pub(crate) use worker::serve;
 
 use crate::engine::{Origin, Place, Received, Report, Tally};
 use crate::failure::Failure;
-use crate::phase::MachineShare;
+use crate::layout::MachineShare;
 use crate::result::{Latency, Machine, Usage};
 use crate::scenario::Scenario;
 use crate::sequence::Sequences;
