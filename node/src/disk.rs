@@ -328,6 +328,11 @@ impl GlommioFile {
             Some(short) if short < buffer.len() => Rc::new(dma_copy(&buffer.as_bytes()[..short])),
             _ => buffer,
         };
+        if let Handle::Direct(file) = &self.handle
+            && let Some(write) = runtime::ring::write(file, buffer.clone(), position)
+        {
+            return write.await;
+        }
         let _in_flight = InFlight::new();
         Ok(match &self.handle {
             Handle::Direct(file) => file.write_rc_at(buffer, position).await?,
@@ -399,6 +404,11 @@ impl disk::File for GlommioFile {
 
     async fn sync(&self) -> io::Result<()> {
         self.faults.check(Operation::Sync, &self.path)?;
+        if let Handle::Direct(file) = &self.handle
+            && let Some(sync) = runtime::ring::sync(file)
+        {
+            return sync.await.map(|_| ());
+        }
         let _in_flight = InFlight::new();
         match &self.handle {
             Handle::Direct(file) => file.fdatasync().await?,

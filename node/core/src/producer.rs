@@ -11,6 +11,10 @@
 //!      +-- expired or evicted --+
 //! ```
 //!
+//! A batch that was good but found no space ([`ProducerTable::refuse`]) is remembered too, where its producer is not
+//! known: what the producer sent behind it must not be taken for its first once there is space again. Kafka has no such
+//! case, as it meets the full disk when the log directory is already lost.
+//!
 //! Differences from Kafka, all on purpose:
 //! - A producer's time of expiry counts from its last append here, not from its records' timestamps, which may be
 //!   those of old data.
@@ -100,6 +104,14 @@ pub enum SequenceError {
     },
 }
 
+/// The batch with which an unknown producer must begin, since it was refused once.
+#[derive(Clone, Copy, Debug)]
+struct Refused {
+    epoch: ProducerEpoch,
+    sequence: i32,
+    at: Timestamp,
+}
+
 /// Everything of a table that is persisted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProducerSnapshot {
@@ -130,6 +142,8 @@ pub struct ActiveProducer {
 #[derive(Clone, Debug)]
 pub struct ProducerTable {
     producers: BTreeMap<ProducerId, Box<ProducerState>>,
+    /// Not persisted: after a restart no batch is in flight. At most as many as producers.
+    refused: BTreeMap<ProducerId, Refused>,
     written: bool,
     expiration_ms: i64,
 }
@@ -137,7 +151,7 @@ pub struct ProducerTable {
 impl ProducerTable {
     /// For a partition that never held a batch.
     pub fn new(expiration_ms: i64) -> ProducerTable {
-        ProducerTable { producers: BTreeMap::new(), written: false, expiration_ms }
+        ProducerTable { producers: BTreeMap::new(), refused: BTreeMap::new(), written: false, expiration_ms }
     }
 
     /// Whether a checked batch may be written now. Changes nothing: after an append call [`ProducerTable::update`].
@@ -148,11 +162,37 @@ impl ProducerTable {
         let known = self.producers.get(&ProducerId(header.producer_id));
         match known.filter(|producer| !self.is_expired(now_ms, producer)) {
             Some(producer) => producer.check(header),
+            None => self.check_first(header),
+        }
+    }
+
+    fn check_first(&self, header: &BatchHeader) -> Result<Verdict, SequenceError> {
+        let sequence = header.base_sequence;
+        let refused = self.refused.get(&ProducerId(header.producer_id));
+        match refused.filter(|refused| refused.epoch.0 == header.producer_epoch) {
+            Some(refused) if refused.sequence == sequence => Ok(Verdict::Append),
+            Some(refused) => Err(SequenceError::OutOfOrder { sequence, expected: refused.sequence }),
             // Retention or expiry may have taken what was known, so any sequence is accepted, as in Kafka; but a
             // partition that never held anything has lost nothing, and its first batches must not overtake each other.
-            None if self.written || header.base_sequence == 0 => Ok(Verdict::Append),
-            None => Err(SequenceError::OutOfOrder { sequence: header.base_sequence, expected: 0 }),
+            None if self.written || sequence == 0 => Ok(Verdict::Append),
+            None => Err(SequenceError::OutOfOrder { sequence, expected: 0 }),
         }
+    }
+
+    /// Notes a batch that [`ProducerTable::check`] lets through and that is refused all the same, to be sent again: there
+    /// is no space for it.
+    pub fn refuse(&mut self, now_ms: i64, header: &BatchHeader) {
+        let id = ProducerId(header.producer_id);
+        let (epoch, sequence) = (ProducerEpoch(header.producer_epoch), header.base_sequence);
+        let known = self.producers.get(&id).is_some_and(|producer| !self.is_expired(now_ms, producer));
+        // One that is known is held to its window.
+        if known || !header.has_producer_id() || self.check(now_ms, header) != Ok(Verdict::Append) {
+            return;
+        }
+        if self.refused.len() >= PRODUCERS_PER_PARTITION_MAX && !self.refused.contains_key(&id) {
+            self.refused.pop_first(); // ids rise: the oldest producer
+        }
+        self.refused.insert(id, Refused { epoch, sequence, at: Timestamp(now_ms) });
     }
 
     /// Notes a batch that was placed: its header as it will stand in the log. Call it for every batch, also those
@@ -174,6 +214,7 @@ impl ProducerTable {
             return;
         }
         let id = ProducerId(header.producer_id);
+        self.refused.remove(&id);
         if !self.producers.contains_key(&id) && self.producers.len() >= PRODUCERS_PER_PARTITION_MAX {
             self.evict_oldest(PRODUCERS_EVICTED_AT_ONCE);
         }
@@ -195,6 +236,7 @@ impl ProducerTable {
         let before = self.producers.len();
         let expiration_ms = self.expiration_ms;
         self.producers.retain(|_, producer| now_ms.saturating_sub(producer.seen.0) < expiration_ms);
+        self.refused.retain(|_, refused| now_ms.saturating_sub(refused.at.0) < expiration_ms);
         before - self.producers.len()
     }
 
@@ -268,7 +310,8 @@ impl ProducerTable {
             }
             producers.insert(id, Box::new(*producer));
         }
-        Ok(ProducerTable { written: snapshot.written || !producers.is_empty(), producers, expiration_ms })
+        let written = snapshot.written || !producers.is_empty();
+        Ok(ProducerTable { producers, refused: BTreeMap::new(), written, expiration_ms })
     }
 }
 

@@ -31,7 +31,7 @@ use super::response::{Piece, Response};
 use crate::shard::fetch::ParkedFetch;
 
 /// Requests of one connection that may be under way at once; past it, its input waits in the socket.
-pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 256;
+pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 2048;
 /// Response bytes waiting to be sent, from which on no further request of the connection is read.
 pub(crate) const UNSENT_BYTES_PAUSE: usize = 1 << 20;
 /// Slices given to one `sendmsg`.

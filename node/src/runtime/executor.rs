@@ -208,11 +208,13 @@ impl Work {
             let _home = Home::enter(door.clone(), queue("foreground", 1000), queue("background", 200));
             watchdog::watch(&door);
             glommio::spawn_local(Home::serve_door(door.clone())).detach();
+            super::ring::open();
             if let Some(path) = probe_file {
                 guard_poll_ring(&path).await;
             }
             let result = spawn("main", main()).await;
             drain().await;
+            super::ring::close();
             watchdog::unwatch(&door);
             Home::leave();
             result.expect("a panic of the main task has ended the process")
@@ -323,12 +325,17 @@ impl Drop for InFlight {
     }
 }
 
+/// Whether glommio works on anything that is counted.
+pub(super) fn is_in_flight() -> bool {
+    IN_FLIGHT.get() > 0
+}
+
 /// Waits for all operations: glommio frees their buffers when the executor ends, whether or not the kernel is
 /// done with them.
 async fn drain() {
     const WAIT_MAX: Duration = Duration::from_secs(10);
     let deadline = super::uptime() + WAIT_MAX;
-    while IN_FLIGHT.get() > 0 && super::uptime() < deadline {
+    while (IN_FLIGHT.get() > 0 || !super::ring::is_idle()) && super::uptime() < deadline {
         super::sleep(Duration::from_millis(1)).await;
     }
     // Twice around the loop: files that were dropped are closed, what was cancelled is reaped.

@@ -14,10 +14,12 @@ mod clock;
 mod executor;
 pub mod local;
 mod readiness;
+pub(crate) mod ring;
 mod stop;
 mod task;
 #[cfg(test)]
 mod tests;
+mod waiting;
 pub mod watchdog;
 
 pub use clock::{Elapsed, now_ms, sleep, timeout, uptime, yield_if_needed, yield_now};
@@ -27,4 +29,5 @@ pub use readiness::readable;
 pub use stop::{Stop, Stopper};
 pub(crate) use task::quietly;
 pub use task::{Join, Lost, Queue, panic_is_expected, spawn, spawn_in, spawn_isolated};
+pub use waiting::Waiting;
 pub use watchdog::Health;

@@ -11,6 +11,8 @@
 //!                                                which does the former
 //! ```
 //!
+//! A shard that waits in [`super::Waiting`] is not asleep as glommio sees it: `waits` says so, and its bell is rung.
+//!
 //! `woken` makes every further wake before the next poll a no-op, so what a foreign thread can queue is bounded
 //! by the number of tasks. The counters behind it ([`Pulse`]) tell the watchdog of work that nobody does.
 //!
@@ -18,13 +20,15 @@
 //! is never borrowed while a task is polled.
 use super::watchdog::{self, Pulse};
 use crossbeam_queue::SegQueue;
+use rustix::event::{EventfdFlags, eventfd};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -57,6 +61,10 @@ pub(super) struct Door {
     pub(super) pulse: Pulse,
     queue: SegQueue<Arc<TaskWaker>>,
     pending: AtomicBool,
+    /// The shard waits in [`super::Waiting`], or is about to, and its bell must be rung.
+    waits: AtomicBool,
+    /// An eventfd. `None`: the process has no descriptor left, and its shard waits the executor's way alone.
+    bell: Option<OwnedFd>,
     /// The kernel's number of the shard's thread, for the watchdog; 0 until it runs.
     pub(super) thread: AtomicI32,
     /// Waker of the door task. The one waker of glommio's that foreign threads hold: for the life of the process.
@@ -83,6 +91,8 @@ impl Door {
             pulse: Pulse::default(),
             queue: SegQueue::new(),
             pending: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
+            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
             thread: AtomicI32::new(0),
             waker: OnceLock::new(),
         }
@@ -94,8 +104,44 @@ impl Door {
     }
 
     fn knock(&self) {
+        // The push comes before this look; the shard says that it waits before its last look at the queue.
+        fence(Ordering::SeqCst);
+        if self.waits.load(Ordering::Relaxed) && self.waits.swap(false, Ordering::SeqCst) {
+            // It cannot fail: the counter is far from full.
+            let _ = self.bell.as_ref().map(|bell| rustix::io::write(bell, &1u64.to_ne_bytes()));
+            return;
+        }
         if !self.pending.swap(true, Ordering::AcqRel) {
             self.ring();
+        }
+    }
+
+    /// What becomes readable when a foreign thread wakes a task of a shard that [waits](Door::begin_wait).
+    pub(super) fn bell(&self) -> Option<&OwnedFd> {
+        self.bell.as_ref()
+    }
+
+    /// From here on whoever knocks rings the bell, once. `false` when somebody has knocked already.
+    pub(super) fn begin_wait(&self) -> bool {
+        self.waits.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.queue.is_empty()
+    }
+
+    /// The wait is over: silences the bell if it `rang`, and wakes what was asked for.
+    pub(super) fn end_wait(&self, rang: bool) {
+        self.waits.store(false, Ordering::SeqCst);
+        if rang {
+            // It is there to be read, and nothing hangs on it.
+            let _ = self.bell.as_ref().map(|bell| rustix::io::read(bell, &mut [0u8; 8]));
+        }
+        self.answer();
+    }
+
+    /// Wakes, on the shard's thread, what foreign threads asked for.
+    pub(super) fn answer(&self) {
+        while let Some(task) = self.queue.pop() {
+            task.wake_here();
         }
     }
 
@@ -139,16 +185,14 @@ impl Home {
             door.waker.get_or_init(|| cx.waker().clone());
             door.pulse.tick();
             door.pending.store(false, Ordering::SeqCst);
-            while let Some(task) = door.queue.pop() {
-                task.wake_here();
-            }
+            door.answer();
             Poll::<()>::Pending
         })
         .await;
     }
 }
 
-fn home() -> Rc<Home> {
+pub(super) fn home() -> Rc<Home> {
     HOME.with_borrow(|home| home.clone()).expect("not on the thread of a shard")
 }
 

@@ -233,3 +233,83 @@ fn a_ring_between_taking_the_next_and_awaiting_it_is_not_lost() {
         assert_eq!(timeout(Duration::from_millis(2), never).await, Err(Elapsed));
     });
 }
+
+/// Keeps `waiting` in its own wait, as a busy shard would be, until `over`.
+async fn wait_until(over: impl Fn() -> bool) {
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+    let waiting = Waiting::new(std::os::fd::AsFd::as_fd(&socket));
+    spawn("waiting", async move { waiting.readable(std::os::fd::AsFd::as_fd(&socket)).await });
+    let deadline = uptime() + Duration::from_secs(10);
+    while !over() {
+        assert!(uptime() < deadline, "the shard waits, and nothing ends it");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// It waits where glommio does not see it: each wake by a foreign thread must ring its bell.
+#[test]
+fn a_shard_that_waits_for_its_sockets_is_woken_by_foreign_threads() {
+    on_shard(|| async {
+        const WAKES: u64 = 2_000;
+        let slot = Arc::new(std::sync::Mutex::new(None::<Waker>));
+        let woken = Rc::new(Cell::new(0));
+        let (counted, shown) = (woken.clone(), slot.clone());
+        spawn("woken", async move {
+            while counted.get() < WAKES {
+                let mut first = true;
+                std::future::poll_fn(|context| {
+                    if !std::mem::take(&mut first) {
+                        return Poll::Ready(());
+                    }
+                    *shown.lock().expect("no panic") = Some(context.waker().clone());
+                    Poll::Pending
+                })
+                .await;
+                counted.set(counted.get() + 1);
+            }
+        });
+        let over = Arc::new(AtomicBool::new(false));
+        let ended = over.clone();
+        let waker = std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                if let Some(waker) = slot.lock().expect("no panic").take() {
+                    waker.wake();
+                }
+                std::thread::yield_now();
+            }
+        });
+        wait_until(|| woken.get() >= WAKES).await;
+        over.store(true, Ordering::Relaxed);
+        waker.join().expect("no panic");
+    });
+}
+
+/// Timers are glommio's, which the wait does not see: they come late by a bounded time.
+#[test]
+fn a_timer_ends_while_sockets_keep_a_shard_busy() {
+    on_shard(|| async {
+        let (socket, mut peer) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+        socket.set_nonblocking(true).expect("a flag");
+        let writer = std::thread::spawn(move || {
+            // Until the other side is gone.
+            while std::io::Write::write_all(&mut peer, &[1]).is_ok() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let over = Rc::new(Cell::new(false));
+        let timer_over = over.clone();
+        spawn("timer", async move {
+            sleep(Duration::from_millis(5)).await;
+            timer_over.set(true);
+        });
+        let waiting = Waiting::new(std::os::fd::AsFd::as_fd(&socket));
+        let began = uptime();
+        while !over.get() {
+            assert!(uptime() - began < Duration::from_secs(5), "the timer starves");
+            waiting.readable(std::os::fd::AsFd::as_fd(&socket)).await;
+            let _ = std::io::Read::read(&mut &socket, &mut [0; 64]);
+        }
+        drop((waiting, socket));
+        writer.join().expect("no panic");
+    });
+}

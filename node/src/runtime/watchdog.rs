@@ -97,6 +97,19 @@ impl Pulse {
         add(&self.shard.polls, 1);
     }
 
+    /// The poll in progress waits in the kernel. Returns what it is [entered](Pulse::enter) with afterwards.
+    pub(super) fn leave_for_a_while(&self) -> u32 {
+        self.leave();
+        self.shard.name.load(Ordering::Relaxed)
+    }
+
+    /// Whether a task is owed a poll. Asked on the shard's thread, of which a poll in progress does not count.
+    pub(super) fn owes_a_poll(&self) -> bool {
+        // `polled` first: a wake counted in between may only make it look busier.
+        let polled = self.shard.polled.load(Ordering::Relaxed);
+        self.woken.load(Ordering::SeqCst) != polled
+    }
+
     pub(super) fn tick(&self) {
         add(&self.shard.ticks, 1);
     }

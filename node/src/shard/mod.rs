@@ -251,8 +251,9 @@ impl Shard {
 
     /// Serves the sockets until the end.
     async fn run_net(self: Rc<Self>) {
-        while !self.stopping.get() {
-            runtime::readable(self.net.readiness()).await;
+        let waiting = runtime::Waiting::new(self.net.readiness());
+        loop {
+            waiting.readable(self.net.readiness()).await;
             self.net.turn(runtime::uptime(), &*self);
         }
     }

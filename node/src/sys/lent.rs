@@ -44,6 +44,13 @@ unsafe impl Stable for crate::disk::Buffer {
     }
 }
 
+// SAFETY: as above, of which this is the part that is written from.
+unsafe impl Stable for glommio::io::DmaBuffer {
+    fn bytes(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
 /// A shard's side: what it has lent out. Not `Send`.
 pub struct Lender<B: Stable> {
     table: RefCell<Slab<Rc<B>>>,

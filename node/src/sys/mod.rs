@@ -4,6 +4,7 @@
 mod file;
 mod lent;
 mod machine;
+mod ring;
 mod socket;
 mod uring;
 
@@ -13,5 +14,6 @@ pub use machine::{
     Limit, Resource, Usage, allowed_cpus, keep_freed_memory, limit, memory_total, raise_limit, random_bytes,
     register_membarrier, thread_id, usage,
 };
+pub use ring::Ring;
 pub use socket::{Bound, ListenError, bind, duplicate, listener, receive_into, send_vectored, stream};
 pub use uring::probe_uring;

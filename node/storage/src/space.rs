@@ -10,6 +10,7 @@ use std::rc::Rc;
 use flumen_core::limits::{ALLOCATE_BYTES_MAX, BLOCK_BYTES};
 use flumen_core::types::Offset;
 use flumen_wire::ErrorCode;
+use flumen_wire::batch::BatchHeader;
 use futures_util::future::{Either, LocalBoxFuture, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
@@ -199,6 +200,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         let at = partition.staged.partition_point(|staged| staged.placement.base_offset < from);
         let refused: Vec<_> = partition.staged.drain(at..).collect();
+        let now_ms = self.disk.now_ms();
+        for header in refused.iter().filter_map(|staged| BatchHeader::parse(&staged.bytes).ok()) {
+            partition.producers.refuse(now_ms, &header);
+        }
         let bytes: usize = refused.iter().map(|staged| staged.bytes.len()).sum();
         partition.staged_bytes -= bytes;
         let failed = Err(ErrorCode::KafkaStorageError);

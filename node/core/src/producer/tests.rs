@@ -161,6 +161,39 @@ fn the_number_of_producers_is_bounded_and_the_longest_idle_go() {
 }
 
 #[test]
+fn a_refused_first_batch_is_not_overtaken() {
+    let mut table = ProducerTable::new(EXPIRATION_MS);
+    table.update(0, &header(1, 0, 0, 1, 0));
+    let (first, second) = (header(7, 2, 40, 3, 1), header(7, 2, 43, 1, 1));
+    table.refuse(10, &first);
+    table.refuse(10, &second); // behind the first, refused with it
+    let early = table.check(10, &second);
+    assert_eq!(early, Err(SequenceError::OutOfOrder { sequence: 43, expected: 40 }));
+    assert_eq!(table.check(10, &header(7, 3, 5, 1, 1)), Ok(Verdict::Append), "a newer instance owes nothing");
+    assert_eq!(table.check(10, &header(8, 2, 43, 1, 1)), Ok(Verdict::Append), "nor does another producer");
+    table.update(11, &first);
+    table.update(11, &header(7, 2, 43, 1, 4));
+    table.refuse(12, &header(7, 2, 44, 1, 5));
+    table.truncate_to(Offset(1));
+    assert_eq!(table.check(12, &second), Ok(Verdict::Append), "it was written, so nothing is owed");
+}
+
+#[test]
+fn what_is_refused_is_bounded_and_forgotten_in_time() {
+    let mut table = ProducerTable::new(EXPIRATION_MS);
+    table.update(0, &header(1, 0, 0, 1, 0));
+    for id in 0..PRODUCERS_PER_PARTITION_MAX as i64 + 10 {
+        table.refuse(10, &header(1000 + id, 0, 0, 1, 1));
+    }
+    assert_eq!(table.refused.len(), PRODUCERS_PER_PARTITION_MAX);
+    let last = header(1000 + PRODUCERS_PER_PARTITION_MAX as i64 + 9, 0, 5, 1, 1);
+    assert!(table.check(10, &last).is_err());
+    table.expire(10 + EXPIRATION_MS);
+    assert_eq!(table.refused.len(), 0);
+    assert_eq!(table.check(10 + EXPIRATION_MS, &last), Ok(Verdict::Append));
+}
+
+#[test]
 fn snapshots_that_contradict_themselves_are_refused() {
     let mut table = ProducerTable::new(EXPIRATION_MS);
     for id in [3, 5] {
@@ -192,5 +225,5 @@ fn snapshots_that_contradict_themselves_are_refused() {
 
 #[test]
 fn an_idle_table_is_small() {
-    assert!(size_of::<ProducerTable>() <= 48);
+    assert!(size_of::<ProducerTable>() <= 64);
 }

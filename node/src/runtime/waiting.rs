@@ -1,0 +1,146 @@
+//! How a shard waits for its sockets.
+//!
+//! glommio's way to sleep and wake costs about nine entries into the kernel, a barrier on all cores and an eventfd that
+//! is armed anew: more than all the rest of a small request. A shard that has had work a moment ago therefore waits in
+//! one `epoll_wait` for what a request consists of: its sockets, its own ring (`ring.rs`), and other shards (the bell
+//! of its door). What glommio works on is not among these, so that wait is bounded:
+//!
+//! ```text
+//!              nothing runnable, nothing in flight through glommio, PASS not over
+//!   turn ── others run ──────────────────────────────────────────────> epoll_wait ── sockets ──> turn
+//!                │                                                         │ PASS is over
+//!                └── otherwise ──> glommio's way: its rings, its timers, its sleep ── any of the three ──> turn
+//! ```
+//!
+//! Invariants: a shard whose tasks are runnable does not wait; a task that a foreign thread wakes rings the bell;
+//! glommio's timers and files come late by [`PASS`] at most; a shard at rest sleeps glommio's way.
+use super::executor::is_in_flight;
+use super::task::{Home, home};
+use super::{ring, uptime};
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// Longest time without a look at glommio's rings and timers.
+const PASS: Duration = Duration::from_millis(10);
+/// How often the other tasks are let run before glommio is asked, which has a queue for those in the background.
+const ROUNDS_MAX: u32 = 8;
+
+const SOCKETS: u64 = 0;
+const RING: u64 = 1;
+const BELL: u64 = 2;
+
+/// See the module. For one task of each shard.
+pub struct Waiting {
+    /// `None`: there are no descriptors left. Then glommio's way is the only one.
+    epoll: Option<OwnedFd>,
+    _ring: Option<ring::Watch>,
+    home: Rc<Home>,
+    /// When glommio has looked at its rings last.
+    passed: Cell<Duration>,
+}
+
+/// What a wait ended with.
+enum Seen {
+    Sockets,
+    /// Tasks were woken.
+    Others,
+    Nothing,
+}
+
+impl Waiting {
+    /// For `sockets`, a descriptor whose readiness epoll reports.
+    pub fn new(sockets: BorrowedFd<'_>) -> Waiting {
+        let (home, ring) = (home(), ring::Watch::begin());
+        let epoll = home.door.bell().and_then(|bell| {
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).ok()?;
+            let add = |fd: BorrowedFd<'_>, name| {
+                epoll::add(&epoll, fd, epoll::EventData::new_u64(name), epoll::EventFlags::IN).ok()
+            };
+            add(sockets, SOCKETS)?;
+            add(bell.as_fd(), BELL)?;
+            ring.as_ref().map_or(Some(()), |ring| add(ring.as_fd(), RING))?;
+            Some(epoll)
+        });
+        // Without it nobody would look at the ring but its own task.
+        let ring = ring.filter(|_| epoll.is_some());
+        Waiting { epoll, _ring: ring, home, passed: Cell::new(Duration::ZERO) }
+    }
+
+    /// Resolves once the sockets may be ready.
+    pub async fn readable(&self, sockets: BorrowedFd<'_>) {
+        let mut rounds = 0;
+        while let Some(epoll) = &self.epoll {
+            self.home.door.answer();
+            let runnable = self.home.door.pulse.owes_a_poll();
+            if runnable && rounds < ROUNDS_MAX {
+                rounds += 1;
+                give_way().await;
+                continue;
+            }
+            let left = (self.passed.get() + PASS).saturating_sub(uptime());
+            if runnable || left.is_zero() || is_in_flight() {
+                break;
+            }
+            match self.wait(epoll, left) {
+                Seen::Sockets => return,
+                Seen::Others => rounds = 0,
+                Seen::Nothing => break,
+            }
+        }
+        match &self.epoll {
+            Some(epoll) => super::readable(epoll.as_fd()).await,
+            None => super::readable(sockets).await,
+        }
+        ring::collect();
+        self.passed.set(uptime());
+    }
+
+    fn wait(&self, epoll: &OwnedFd, time: Duration) -> Seen {
+        let door = &self.home.door;
+        if !door.begin_wait() {
+            door.end_wait(false);
+            return Seen::Others;
+        }
+        let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
+        let mut events = [const { std::mem::MaybeUninit::uninit() }; 3];
+        // It holds its core no more than if it slept.
+        let name = door.pulse.leave_for_a_while();
+        let found = epoll::wait(epoll, &mut events, Some(&time));
+        door.pulse.enter(name);
+        let found: &[epoll::Event] = match found {
+            Ok((found, _)) => found,
+            // A completion of the ring interrupts the wait.
+            Err(Errno::INTR) => {
+                &[epoll::Event { flags: epoll::EventFlags::IN, data: epoll::EventData::new_u64(RING) }]
+            }
+            Err(error) => panic!("epoll_wait on our own descriptor: {error}"),
+        };
+        let has = |name| found.iter().any(|event| event.data.u64() == name);
+        door.end_wait(has(BELL));
+        ring::collect();
+        match found {
+            [] => Seen::Nothing,
+            _ if has(SOCKETS) => Seen::Sockets,
+            _ => Seen::Others,
+        }
+    }
+}
+
+/// Lets all tasks of this queue that are runnable run once.
+async fn give_way() {
+    let mut given = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
