@@ -73,7 +73,7 @@ pub(crate) enum Over {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Ratio {
     pub figure: Figure,
-    /// Of the scenario; empty for figures of the whole run.
+    /// Of the scenario; empty where it has one, and for figures of the whole run.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub phase: String,
     /// Place in `contenders` of the other.

@@ -26,15 +26,17 @@ pub(crate) fn ratios(a: &[Digest], b: &[Digest], to: usize) -> Vec<Ratio> {
     let turns = a.len().min(b.len());
     let (a, b) = (&a[..turns], &b[..turns]);
     let mut found = Vec::new();
-    for phase in a.first().map(Digest::phases).unwrap_or_default() {
+    let phases = a.first().map(Digest::phases).unwrap_or_default();
+    for phase in &phases {
+        let named = if phases.len() > 1 { phase } else { "" };
         for figure in Figure::ALL.into_iter().filter(|figure| figure.is_of_phase()) {
-            let asked = Asked { figure, phase, to };
+            let asked = Asked { figure, phase, named, to };
             found.extend(over_turns(&asked, a, b));
             found.extend(over_seconds(&asked, a, b));
         }
     }
     for figure in Figure::ALL.into_iter().filter(|figure| !figure.is_of_phase()) {
-        found.extend(over_turns(&Asked { figure, phase: "", to }, a, b));
+        found.extend(over_turns(&Asked { figure, phase: "", named: "", to }, a, b));
     }
     found
 }
@@ -43,6 +45,8 @@ pub(crate) fn ratios(a: &[Digest], b: &[Digest], to: usize) -> Vec<Ratio> {
 struct Asked<'a> {
     figure: Figure,
     phase: &'a str,
+    /// As it is called where there are several.
+    named: &'a str,
     to: usize,
 }
 
@@ -99,7 +103,7 @@ impl Asked<'_> {
         let ratio = a / b;
         ratio.is_finite().then(|| Ratio {
             figure: self.figure,
-            phase: self.phase.to_owned(),
+            phase: self.named.to_owned(),
             to: self.to,
             over,
             a,

@@ -401,13 +401,16 @@ pub(crate) fn amount(figure: Figure, value: f64) -> String {
     }
 }
 
-/// Whether A is better, and how many times: the class and the word. Even, where the interval says so or where nobody
-/// would care.
+/// Whether A is better, and how many times: the class and the word. Even, where the difference is one that nobody would
+/// care for; unclear, where the interval has 1 in it.
 pub(crate) fn judged(ratio: &Ratio) -> (&'static str, String) {
     const EVEN: f64 = 0.02;
     let (low, high) = ratio.interval.map_or((ratio.ratio, ratio.ratio), |one| (one.low, one.high));
-    if (ratio.ratio - 1.0).abs() < EVEN || (low <= 1.0 && high >= 1.0) {
+    if (ratio.ratio - 1.0).abs() < EVEN {
         return ("even", "even".to_owned());
+    }
+    if low <= 1.0 && high >= 1.0 {
+        return ("even", "unclear".to_owned());
     }
     let is_better = (ratio.ratio > 1.0) == ratio.figure.more_is_better();
     let class = if is_better { "better" } else { "worse" };
@@ -470,7 +473,34 @@ fn broker_words(run: &RunResult) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::document::Interval;
     use crate::result::fixture;
+
+    #[test]
+    fn a_ratio_is_judged_by_its_whole_interval() {
+        let ratio = |figure, ratio, interval: Option<(f64, f64)>| Ratio {
+            figure,
+            phase: String::new(),
+            to: 1,
+            over: Over::Turns,
+            a: ratio,
+            b: 1.0,
+            ratio,
+            interval: interval.map(|(low, high)| Interval { low, high }),
+            samples: 3,
+        };
+        let latency = Figure::ProduceP99;
+        for (asked, word) in [
+            (ratio(latency, 0.25, Some((0.2, 0.3))), "4.00 × better"),
+            (ratio(latency, 4.0, Some((3.0, 5.0))), "4.00 × worse"),
+            (ratio(Figure::ProduceBytesPerS, 4.0, Some((3.0, 5.0))), "4.00 × better"),
+            (ratio(latency, 2.5, Some((0.7, 10.0))), "unclear"),
+            (ratio(latency, 1.01, Some((1.005, 1.015))), "even"),
+            (ratio(latency, 0.5, None), "2.00 × better"),
+        ] {
+            assert_eq!(judged(&asked).1, word, "{asked:?}");
+        }
+    }
 
     const HOSTILE: &str =
         "</script><script>alert(1)</script><!--\u{2028}\"'><img src=x onerror=alert(2)>&lt;";

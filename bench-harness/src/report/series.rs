@@ -174,7 +174,9 @@ pub(super) fn percentiles(sides: &[Side], track: &Track) -> Option<Chart> {
         }
     }
     let x_max = series.iter().filter_map(|one| one.points.last()).map(|point| point.0).fold(1.0, f64::max);
-    let y_range = log_range(series.iter().filter(|one| one.style != Style::Faint));
+    // What stands beside may reach far below, and would press the curves together.
+    let y_range = log_range(series.iter().filter(|one| one.style == Style::Line));
+    let y_range = (y_range.0 / 3.0, y_range.1);
     Some(Chart {
         x: "percentile",
         y: Scale::Duration,
