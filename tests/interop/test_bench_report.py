@@ -195,14 +195,14 @@ def test_whatever_ends_it_no_broker_and_no_folder_stays(tmp_path, how):
     process = subprocess.Popen(
         [
             places.bench_binary(), "compare", "latency", "--a", f"flumen={node}", "--b", f"flumen={node}",
-            "--turns", "1", "--warmup-turns", "0", "--seconds", "60", "--folder", folder, "-o", output,
+            "--turns", "50", "--warmup-turns", "0", "--seconds", "2", "--warmup", "0", "--folder", folder, "-o", output,
         ],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        # Until the first turn has begun: both brokers run then.
+        # Until the first turn has ended: both brokers run, and there is something to keep.
         for line in process.stderr:
-            if b"turn 1" in line:
+            if b"turn 2 of 50" in line:
                 break
         assert len(_children_below(folder)) == 2
         process.send_signal(how)
@@ -220,6 +220,7 @@ def test_whatever_ends_it_no_broker_and_no_folder_stays(tmp_path, how):
         # What there was is written, and says that it is not all.
         document = json.loads(output.read_text())
         assert "interrupted" in document["verdict"]["partial"]
+        assert [run["contender"] for run in document["runs"]][:2] == [0, 1]
         assert output.with_suffix(".html").exists()
 
 
