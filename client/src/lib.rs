@@ -10,8 +10,8 @@
 //!                   runtime                        io_uring (glommio), or epoll; the only place that names them
 //! ```
 //!
-//! A load generator stands on [`Link`] or on [`connection::Connection`] directly, with batches that are built where
-//! they are sent from; commands stand on the upper row.
+//! Commands stand on the upper row. A load generator finds its way with [`Cluster`] and then drives a [`Pipe`] itself,
+//! with batches that are built where they are sent from ([`producer::request`]).
 //!
 //! Invariants:
 //! * Memory is bounded: what is sent and not answered by [`limits::IN_FLIGHT_MAX`] per link and the producer's
@@ -30,6 +30,7 @@ pub mod group;
 pub mod limits;
 pub mod link;
 pub mod metadata;
+pub mod pipe;
 pub mod producer;
 pub mod runtime;
 pub mod versions;
@@ -37,3 +38,4 @@ pub mod versions;
 pub use cluster::{Cluster, Lane, Settings};
 pub use error::Error;
 pub use link::Link;
+pub use pipe::Pipe;

@@ -310,7 +310,7 @@ impl Link {
 }
 
 /// Looks the name up (which blocks: it happens once per broker) and connects to the first address that answers.
-async fn open(address: &str) -> Result<Stream, Error> {
+pub(crate) async fn open(address: &str) -> Result<Stream, Error> {
     let unusable = |why: String| Error::Address { address: address.to_owned(), why };
     let resolved: Vec<SocketAddr> =
         address.to_socket_addrs().map_err(|error| unusable(error.to_string()))?.collect();
@@ -327,7 +327,7 @@ async fn open(address: &str) -> Result<Stream, Error> {
 }
 
 /// Without the number that the system's text ends with.
-fn explain(error: &io::Error) -> String {
+pub(crate) fn explain(error: &io::Error) -> String {
     let text = error.to_string();
     let short = text.split(" (os error").next().unwrap_or(&text);
     short.to_lowercase()
@@ -463,7 +463,7 @@ impl Drive {
     }
 }
 
-fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind as K;
     matches!(error.kind(), K::ConnectionReset | K::BrokenPipe | K::ConnectionAborted | K::UnexpectedEof)
 }

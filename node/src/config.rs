@@ -20,9 +20,10 @@ pub const MEMORY_MIN: u64 = 64 << 20;
 /// What `--memory` is at most unless told otherwise.
 const MEMORY_DEFAULT_MAX: u64 = 1 << 30;
 
-/// How long a new group waits for more members: not at all in a node that serves this machine alone, where somebody
-/// develops and looks on.
-const REBALANCE_DELAY: &str = "group.initial.rebalance.delay.ms";
+/// How long a group waits for more members before it shares the partitions out: not at all in a node that serves this
+/// machine alone, where somebody develops and looks on.
+const NO_WAIT_ALONE: [&str; 2] =
+    ["group.initial.rebalance.delay.ms", "group.consumer.assignment.interval.ms"];
 
 /// A name or address, and a port, as given: not resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,8 +271,9 @@ fn settings(
     for (name, value) in given {
         statics.set(name, &value.value).map_err(|error| wrong(&value.source, error))?;
     }
-    if is_alone && !given.iter().any(|(name, _)| name == REBALANCE_DELAY) {
-        statics.set(REBALANCE_DELAY, "0").map_err(|error| wrong(REBALANCE_DELAY, error))?;
+    let is_given = |name| given.iter().any(|(given, _)| given == name);
+    for name in NO_WAIT_ALONE.into_iter().filter(|name| is_alone && !is_given(*name)) {
+        statics.set(name, "0").map_err(|error| wrong(name, error))?;
     }
     statics.set_from_flag("node.id", &node_id.to_string()).map_err(|error| wrong("--node-id", error))?;
     statics.check().map_err(|error| wrong("settings", error))?;

@@ -46,6 +46,21 @@ def cli_binary() -> pathlib.Path:
     )
 
 
+def bench_binary() -> pathlib.Path:
+    """The `flumen-bench` to test: $FLUMEN_TEST_BENCH, else the release build, else the debug one."""
+    named = os.environ.get("FLUMEN_TEST_BENCH")
+    candidates = [pathlib.Path(named)] if named else [
+        TARGET / "release" / "flumen-bench",
+        TARGET / "debug" / "flumen-bench",
+    ]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"no load generator at {', '.join(map(str, candidates))}: run `cargo build --release -p flumen-bench`"
+    )
+
+
 def faulty_node_binary() -> pathlib.Path:
     """A `flumen-node` built with `--features fault-injection`, put there by `.ci/run crash` (or by hand)."""
     path = TARGET / "faults" / "flumen-node"

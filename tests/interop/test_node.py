@@ -1,11 +1,14 @@
 """The node as its operator sees it: start, stop, refusals, health, metrics. Nothing of this is the reference's."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
+import struct
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -74,6 +77,42 @@ def test_clean_stop(own_broker, how):
     broker.start()
     with wire.Connection(broker.port) as connection:
         assert wire.fetch(connection, "stopped", 0)[:2] == (wire.NONE, 50)
+
+
+def topic_error(connection, topic) -> int:
+    """What Metadata says of a topic."""
+    body = wire.array([wire.string(topic)]) + struct.pack(">b", 0)
+    answer = connection.call(wire.METADATA, 4, body)
+    answer.take("i")
+    for _ in range(answer.take("i")):
+        answer.take("i"), answer.string(), answer.take("i"), answer.string()
+    answer.string(), answer.take("i")
+    assert answer.take("i") == 1
+    return answer.take("h")
+
+
+def test_what_one_shard_shows_every_shard_knows(own_broker):
+    """A topic that a client has learnt of over one connection is known over every other from then on, and served."""
+    broker = own_broker()
+    with contextlib.ExitStack() as held:
+        # Which shard has a connection is the kernel's choice: of so many, each has some.
+        connections = [held.enter_context(wire.Connection(broker.port)) for _ in range(12)]
+        creator = held.enter_context(wire.Connection(broker.port))
+        names = [f"seen-{n}" for n in range(150)]
+
+        def create():
+            for name in names:
+                assert wire.create_topic(creator, name, 8)[0] == wire.NONE
+
+        creating = threading.Thread(target=create)
+        creating.start()
+        held.callback(creating.join)
+        for name in names:
+            seen = next(one for one in itertools.cycle(connections) if topic_error(one, name) == wire.NONE)
+            assert {topic_error(one, name) for one in connections} == {wire.NONE}, name
+            body = wire.fetch_body(name, [(partition, 0) for partition in range(8)], max_wait_ms=0, min_bytes=0)
+            read = wire.read_fetch(seen.call(wire.FETCH, 4, body))
+            assert {code for code, _, _ in read.values()} == {wire.NONE}, name
 
 
 def test_stop_with_clients_that_wait(own_broker):

@@ -8,6 +8,7 @@
 
 mod batch;
 pub mod partitioner;
+pub mod request;
 
 pub use batch::Identity;
 
@@ -232,7 +233,7 @@ impl Drop for Producer {
 }
 
 /// Asks for an identity; none where the broker does not give any.
-async fn identity(cluster: &Cluster) -> Result<Option<Identity>, Error> {
+pub async fn identity(cluster: &Cluster) -> Result<Option<Identity>, Error> {
     cluster
         .retry(async || {
             let link = cluster.any().await?;

@@ -19,7 +19,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Driver {
@@ -64,6 +64,40 @@ pub async fn sleep(duration: Duration) {
     match DRIVER.get() {
         Driver::Uring => uring::sleep(duration).await,
         _ => plain::sleep(duration).await,
+    }
+}
+
+/// A timer that is set again and again, for an owner that polls it. Setting it allocates nothing.
+#[derive(Debug)]
+pub struct Alarm(AlarmInner);
+
+#[derive(Debug)]
+enum AlarmInner {
+    Plain(plain::Alarm),
+    Uring(uring::Alarm),
+}
+
+impl Alarm {
+    /// Not set. It belongs to the driver that runs now.
+    pub fn new() -> Alarm {
+        Alarm(match DRIVER.get() {
+            Driver::Uring => AlarmInner::Uring(uring::Alarm::new()),
+            _ => AlarmInner::Plain(plain::Alarm::new()),
+        })
+    }
+
+    /// Ready at that time, which may differ from call to call; only the last one wakes.
+    pub fn poll_at(&mut self, context: &mut Context<'_>, at: Instant) -> Poll<()> {
+        match &mut self.0 {
+            AlarmInner::Plain(alarm) => alarm.poll_at(context, at),
+            AlarmInner::Uring(alarm) => alarm.poll_at(context, at),
+        }
+    }
+}
+
+impl Default for Alarm {
+    fn default() -> Alarm {
+        Alarm::new()
     }
 }
 
@@ -149,7 +183,6 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::rc::Rc;
-    use std::time::Instant;
 
     /// What both drivers must do alike: tasks, timers, sockets, time-outs.
     async fn works(address: SocketAddr) -> String {
@@ -160,6 +193,14 @@ mod tests {
         sleep(Duration::from_millis(20)).await;
         assert!(began.elapsed() >= Duration::from_millis(20));
         assert!(done.get(), "the task has run");
+        let mut alarm = Alarm::new();
+        let (late, soon) = (began + Duration::from_secs(600), Instant::now() + Duration::from_millis(20));
+        // Moved back and forth; the last time counts.
+        for at in [late, soon, late, soon] {
+            std::future::poll_fn(|context| Poll::Ready(alarm.poll_at(context, at).is_pending())).await;
+        }
+        std::future::poll_fn(|context| alarm.poll_at(context, soon)).await;
+        assert!(Instant::now() >= soon && began.elapsed() < Duration::from_secs(60));
         assert!(timeout(Duration::from_millis(20), std::future::pending::<()>()).await.is_none());
         let mut stream = connect(address).await.expect("it listens");
         stream.write_all(b"ping").await.expect("written");

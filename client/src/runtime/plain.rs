@@ -5,8 +5,10 @@ use async_io::{Async, Timer};
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use super::{Driver, Running};
 
@@ -30,6 +32,30 @@ pub(super) fn spawn(task: impl Future<Output = ()> + 'static) {
 
 pub(super) async fn sleep(duration: Duration) {
     Timer::after(duration).await;
+}
+
+/// See [`super::Alarm`].
+#[derive(Debug)]
+pub(super) struct Alarm {
+    timer: Timer,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    pub(super) fn new() -> Alarm {
+        Alarm { timer: Timer::never(), at: None }
+    }
+
+    pub(super) fn poll_at(&mut self, context: &mut Context<'_>, at: Instant) -> Poll<()> {
+        if Instant::now() >= at {
+            return Poll::Ready(());
+        }
+        if self.at != Some(at) {
+            self.timer.set_at(at);
+            self.at = Some(at);
+        }
+        Pin::new(&mut self.timer).poll(context).map(|_| self.at = None)
+    }
 }
 
 pub(super) async fn connect(address: SocketAddr) -> io::Result<Stream> {

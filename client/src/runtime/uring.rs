@@ -6,13 +6,16 @@
 //! count has 16 bits; little memory is registered, since only sockets are used.
 
 use super::{Driver, Running};
+use glommio::timer::Timer;
 use glommio::{LocalExecutorBuilder, Placement};
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 /// See [`super::connect`].
 pub(super) type Stream = glommio::net::TcpStream;
@@ -81,6 +84,35 @@ pub(super) fn spawn(task: impl Future<Output = ()> + 'static) {
 
 pub(super) async fn sleep(duration: Duration) {
     glommio::timer::sleep(duration).await;
+}
+
+/// See [`super::Alarm`].
+#[derive(Debug)]
+pub(super) struct Alarm {
+    timer: Option<Timer>,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    pub(super) fn new() -> Alarm {
+        Alarm { timer: None, at: None }
+    }
+
+    pub(super) fn poll_at(&mut self, context: &mut Context<'_>, at: Instant) -> Poll<()> {
+        let now = Instant::now();
+        if now >= at {
+            return Poll::Ready(());
+        }
+        if self.at != Some(at) {
+            match &mut self.timer {
+                Some(timer) => timer.reset(at - now),
+                None => self.timer = Some(Timer::new(at - now)),
+            }
+            self.at = Some(at);
+        }
+        let Some(timer) = &mut self.timer else { return Poll::Pending };
+        Pin::new(timer).poll(context).map(|_| self.at = None)
+    }
 }
 
 pub(super) async fn connect(address: SocketAddr) -> io::Result<Stream> {

@@ -2797,11 +2797,14 @@ mod root {
 
         /// The variant `Broker` in the enum `ResourceType`
         Broker = 4,
+
+        /// The variant `Group` in the enum `ResourceType`
+        Group = 32,
     }
 
     impl ResourceType {
         /// Array containing all valid variants of ResourceType
-        pub const ENUM_VALUES: [Self; 2] = [Self::Topic, Self::Broker];
+        pub const ENUM_VALUES: [Self; 3] = [Self::Topic, Self::Broker, Self::Group];
     }
 
     impl ::core::convert::TryFrom<i8> for ResourceType {
@@ -2812,6 +2815,7 @@ mod root {
             match value {
                 2 => ::core::result::Result::Ok(ResourceType::Topic),
                 4 => ::core::result::Result::Ok(ResourceType::Broker),
+                32 => ::core::result::Result::Ok(ResourceType::Group),
 
                 _ => ::core::result::Result::Err(::planus::errors::UnknownEnumTagKind { tag: value as i128 }),
             }
@@ -2935,7 +2939,7 @@ mod root {
     ///  for all of them.
     ///
     /// Generated from these locations:
-    /// * Table `Config` in the file `flatbuffers/schemas/metadata.fbs:71`
+    /// * Table `Config` in the file `flatbuffers/schemas/metadata.fbs:72`
     #[derive(Clone, Debug, PartialEq, PartialOrd, Eq, Ord, Hash)]
     pub struct Config {
         /// The field `resource_type` in the table `Config`
@@ -3289,7 +3293,7 @@ mod root {
     ///  Producer ids below `next` are given away.
     ///
     /// Generated from these locations:
-    /// * Table `ProducerIds` in the file `flatbuffers/schemas/metadata.fbs:79`
+    /// * Table `ProducerIds` in the file `flatbuffers/schemas/metadata.fbs:80`
     #[derive(Clone, Debug, PartialEq, PartialOrd, Eq, Ord, Hash)]
     pub struct ProducerIds {
         /// The field `node` in the table `ProducerIds`
@@ -3568,7 +3572,7 @@ mod root {
     /// The union `Change`
     ///
     /// Generated from these locations:
-    /// * Union `Change` in the file `flatbuffers/schemas/metadata.fbs:84`
+    /// * Union `Change` in the file `flatbuffers/schemas/metadata.fbs:85`
     #[derive(Clone, Debug, PartialEq, PartialOrd, Eq, Ord, Hash)]
     pub enum Change {
         /// The variant of type `ClusterId` in the union `Change`
@@ -4119,7 +4123,7 @@ mod root {
     /// The table `Record`
     ///
     /// Generated from these locations:
-    /// * Table `Record` in the file `flatbuffers/schemas/metadata.fbs:96`
+    /// * Table `Record` in the file `flatbuffers/schemas/metadata.fbs:97`
     #[derive(Clone, Debug, PartialEq, PartialOrd, Eq, Ord, Hash)]
     pub struct Record {
         /// The field `change` in the table `Record`
@@ -4340,7 +4344,7 @@ mod root {
     ///  One frame.
     ///
     /// Generated from these locations:
-    /// * Table `Frame` in the file `flatbuffers/schemas/metadata.fbs:101`
+    /// * Table `Frame` in the file `flatbuffers/schemas/metadata.fbs:102`
     #[derive(Clone, Debug, PartialEq, PartialOrd, Eq, Ord, Hash)]
     pub struct Frame {
         /// The field `records` in the table `Frame`

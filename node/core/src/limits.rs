@@ -68,6 +68,10 @@ pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 pub const OVERRIDES_MAX: usize = 512;
 /// Longest value of a setting, in bytes; Kafka's bound.
 pub const CONFIG_VALUE_BYTES_MAX: usize = 32_767;
+/// Groups that have settings of their own; each is a record of metadata for ever.
+pub const CONFIGURED_GROUPS_MAX: usize = 10_000;
+/// Length of the id of a group that has settings of its own.
+pub const CONFIGURED_GROUP_ID_BYTES_MAX: usize = 4_096;
 /// Producer ids given to a node at a time; Kafka's number.
 pub const PRODUCER_ID_BLOCK_LEN: i64 = 1_000;
 /// Most partitions that all fetch sessions of one shard remember. A session past it is not made, or is closed:

@@ -97,6 +97,7 @@ impl World {
             settings: GroupSettings {
                 heartbeat_interval_ms: 5_000,
                 session_timeout_ms: 45_000,
+                assignment_interval_ms: 0,
                 assignors: Assignor::ALL.to_vec(),
                 max_size: 6,
             },

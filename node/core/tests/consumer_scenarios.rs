@@ -44,6 +44,7 @@ struct World {
     log: Vec<Change>,
     last: Vec<Change>,
     settings: GroupSettings,
+    now_ms: i64,
     epochs: BTreeMap<String, i32>,
     told: BTreeMap<String, Partitions>,
 }
@@ -63,9 +64,11 @@ fn play(script: &str) -> String {
         settings: GroupSettings {
             heartbeat_interval_ms: 5_000,
             session_timeout_ms: 45_000,
+            assignment_interval_ms: 0,
             assignors: Assignor::ALL.to_vec(),
             max_size: 100,
         },
+        now_ms: 1_000,
         epochs: BTreeMap::new(),
         told: BTreeMap::new(),
     };
@@ -127,6 +130,14 @@ impl World {
                 self.group.timers(&self.context()).iter().filter_map(timer).collect()
             }
             "records" => self.last.iter().map(|change| self.change(change)).collect(),
+            "interval" => {
+                self.settings.assignment_interval_ms = words[0].parse().unwrap();
+                Vec::new()
+            }
+            "pass" => {
+                self.now_ms += words[0].parse::<i64>().unwrap();
+                Vec::new()
+            }
             "size" => {
                 self.settings.max_size = words[0].parse().unwrap();
                 Vec::new()
@@ -136,7 +147,7 @@ impl World {
     }
 
     fn context(&self) -> Context<'_> {
-        Context { image: &self.image, settings: &self.settings, now_ms: 1_000 }
+        Context { image: &self.image, settings: &self.settings, now_ms: self.now_ms }
     }
 
     fn topic(&mut self, name: &str, count: i32) -> Vec<String> {

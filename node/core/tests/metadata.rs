@@ -188,10 +188,11 @@ impl Scenario {
     }
 
     fn alter(&mut self, verb: &str, words: &[&str]) {
-        let (kind, name) = words[0].split_once(':').expect("topic:NAME or broker:N");
+        let (kind, name) = words[0].split_once(':').expect("topic:NAME, broker:N or group:ID");
         let resource_type = match kind {
             "topic" => 2,
             "broker" => 4,
+            "group" => 32,
             number => number.parse().expect("a resource type"),
         };
         let changes =

@@ -115,4 +115,7 @@ fn a_node_alone_on_this_machine_does_not_delay_groups() {
     assert_eq!(delay("--set group.initial.rebalance.delay.ms=500"), 500);
     assert_eq!(delay("--kafka-addr 0.0.0.0:9092"), 3_000);
     assert_eq!(delay("--seeds 127.0.0.1:7947"), 3_000);
+    let interval = |line| load(line, &[]).expect("valid").broker.group.consumer_assignment_interval_ms;
+    assert_eq!((interval(""), interval("--kafka-addr 0.0.0.0:9092")), (0, 1_000));
+    assert_eq!(interval("--set group.consumer.assignment.interval.ms=700"), 700);
 }

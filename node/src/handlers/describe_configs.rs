@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use flumen_core::config::{BROKER_SETTINGS, ConfigSource, Described, Setting, Settings, TOPIC_SETTINGS};
+use flumen_core::config::{
+    BROKER_SETTINGS, ConfigSource, Described, GROUP_SETTINGS, Setting, Settings, TOPIC_SETTINGS,
+};
 use flumen_core::metadata::{Image, Refused, check_topic_name};
 use flumen_core::types::NodeId;
 use flumen_wire::ErrorCode;
@@ -85,6 +87,14 @@ fn describe(
             let asked = asked(resource, BROKER_SETTINGS).into_iter();
             Ok(asked.map(|setting| settings.describe_broker(setting)).collect())
         }
+        resource_type::GROUP if name.is_empty() => {
+            Err(refused(ErrorCode::InvalidRequest, "Group name must not be empty"))
+        }
+        resource_type::GROUP => {
+            let overrides = image.group_overrides(name).cloned().unwrap_or_default();
+            let asked = asked(resource, GROUP_SETTINGS).into_iter();
+            Ok(asked.map(|setting| settings.describe_group(setting, &overrides)).collect())
+        }
         other => {
             let text = format!("Unsupported resource type: {}", type_name(other));
             Err(refused(ErrorCode::InvalidRequest, text))
@@ -124,7 +134,6 @@ fn type_name(resource_type: i8) -> &'static str {
     match resource_type {
         resource_type::BROKER_LOGGER => "BROKER_LOGGER",
         resource_type::CLIENT_METRICS => "CLIENT_METRICS",
-        resource_type::GROUP => "GROUP",
         _ => "UNKNOWN",
     }
 }
@@ -260,7 +269,9 @@ mod tests {
         assert_eq!(code(4, "1"), Ok(BROKER_SETTINGS.len()));
         assert_eq!(code(4, "2"), Err(ErrorCode::InvalidRequest));
         assert_eq!(code(4, "x"), Err(ErrorCode::InvalidRequest));
-        for kind in [0, 1, 3, 8, 16, 32, -1] {
+        assert_eq!(code(32, "g"), Ok(GROUP_SETTINGS.len()));
+        assert_eq!(code(32, ""), Err(ErrorCode::InvalidRequest));
+        for kind in [0, 1, 3, 8, 16, -1] {
             assert_eq!(code(kind, "1"), Err(ErrorCode::InvalidRequest), "{kind}");
         }
     }

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use flumen_core::metadata::Image;
+use flumen_core::metadata::{ConfigResource as Configured, Image};
 use flumen_wire::ErrorCode;
 use flumen_wire::messages::list_config_resources_request::ListConfigResourcesRequest;
 use flumen_wire::messages::list_config_resources_response::{ConfigResource, ListConfigResourcesResponse};
@@ -13,8 +13,8 @@ use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
 
-/// What may be asked for, in the order of the answer. Groups and subscriptions to clients' metrics have no settings
-/// here yet: their lists are empty.
+/// What may be asked for, in the order of the answer. Of groups those are listed that have settings of their own.
+/// Subscriptions to clients' metrics have none here: their list is empty.
 const SUPPORTED: [i8; 5] = [GROUP, CLIENT_METRICS, BROKER_LOGGER, BROKER, TOPIC];
 
 pub(super) fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
@@ -47,6 +47,11 @@ fn list<'a>(image: &'a Image, nodes: &'a [String], asked: &[i8]) -> Vec<ConfigRe
         let mut add = |name| resources.push(ConfigResource { resource_name: name, resource_type: *kind });
         match *kind {
             BROKER | BROKER_LOGGER => nodes.iter().for_each(|node| add(node)),
+            GROUP => image.configured().for_each(|resource| {
+                if let Configured::Group(id) = resource {
+                    add(id);
+                }
+            }),
             TOPIC => image.topics().for_each(|topic| add(&topic.name)),
             _ => {}
         }
@@ -73,11 +78,15 @@ mod tests {
     fn what_there_is() {
         let mut image = Image::default();
         let topic = Record::Topic { id: TopicId([1; 16]), name: "t".to_owned() };
-        image.replay(&topic).expect("fits");
+        let (name, value) = ("consumer.session.timeout.ms".to_owned(), Some("50000".to_owned()));
+        let group = Record::Config { resource: Configured::Group("g".to_owned()), name, value };
+        for record in [topic, group] {
+            image.replay(&record).expect("fits");
+        }
         let nodes = ["1".to_owned()];
         let listed = list(&image, &nodes, &[32, 16, 8, 4, 2]);
         let listed: Vec<(i8, &str)> =
             listed.iter().map(|one| (one.resource_type, one.resource_name)).collect();
-        assert_eq!(listed, [(8, "1"), (4, "1"), (2, "t")]);
+        assert_eq!(listed, [(32, "g"), (8, "1"), (4, "1"), (2, "t")]);
     }
 }

@@ -29,7 +29,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         }
         _ => Vec::new(),
     };
-    let image = shard.image();
+    let image = image_for(shard, asked).await;
     let topics = match asked {
         None => image.topics().map(|topic| describe(topic, None)).collect(),
         Some(asked) => asked.iter().map(|topic| look_up(&image, topic, &refusals)).collect(),
@@ -59,6 +59,16 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         })
         .collect();
     Ok(request.respond(&answer))
+}
+
+/// This shard's image, unless it lacks something that is asked for: another shard may have shown that already.
+async fn image_for(shard: &Rc<Shard>, asked: Option<&[MetadataRequestTopic<'_>]>) -> Arc<Image> {
+    let image = shard.image();
+    let knows = |topic: &MetadataRequestTopic<'_>| match topic.name {
+        Some(name) => image.topic(name).is_some(),
+        None => image.topic_by_id(TopicId(topic.topic_id)).is_some(),
+    };
+    if asked.is_some_and(|asked| asked.iter().all(knows)) { image } else { shard.newest_image().await }
 }
 
 /// Creates the topics that are not there. Returns those that could not be created, and why.

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //!   handler (any shard) ── decide ──> shard 0: Controller decides ── metadata log: append + sync
-//!                                        └─> new image ── apply, on every shard ──> response
-//!   apply: create what is new here ── publish the image ── delete what is gone
+//!                                        └─> new image ── on every shard ──> response
+//!   each step on all shards before the next one: create what is new ── publish the image ── delete what is gone
 //! ```
 //!
 //! Invariants:
 //! - one decision at a time, from the image that all before it led to;
 //! - **an image is published only after its records are durable**;
-//! - a partition is served before any image shows it, and no image shows it before it is removed: CreateTopics
-//!   answers when every shard has applied.
+//! - a partition is served before any shard's image shows it, and no image shows it any more when it is removed;
+//! - **the controller's shard publishes first**: whatever was seen on some shard is in its image ([`Shard::newest_image`]);
+//! - a decision is answered when every shard acts by it.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -76,24 +78,66 @@ impl Shard {
         {
             tracing::warn!("no snapshot of the metadata could be written: {error}");
         }
-        let next = Arc::new(next);
-        for target in (0..self.count as u16).map(ShardId) {
-            let next = Arc::clone(&next);
-            // `None`: that shard has ended, and so does the node.
-            let _ = self.ask(target, |shard| async move { shard.apply(next).await }).await;
-        }
+        self.bring_into_service(Arc::new(next)).await;
         Ok(response)
     }
 
-    /// Takes a new image into service on this shard.
-    async fn apply(self: Rc<Self>, next: Arc<Image>) {
+    /// Brings an image to every shard, one step after the other.
+    async fn bring_into_service(self: &Rc<Self>, next: Arc<Image>) {
         let before = self.image();
+        let (old, new) = (Arc::clone(&before), Arc::clone(&next));
+        self.on_every_shard(move |shard| {
+            let (old, new) = (Arc::clone(&old), Arc::clone(&new));
+            async move { shard.create_new(&old, &new).await }
+        })
+        .await;
+        // What another shard shows is in the image of this one, always.
+        self.publish(&before, &next);
+        let (old, new) = (Arc::clone(&before), Arc::clone(&next));
+        self.on_every_shard(move |shard| {
+            let (old, new) = (Arc::clone(&old), Arc::clone(&new));
+            async move {
+                if shard.id != CONTROLLER {
+                    shard.publish(&old, &new);
+                }
+            }
+        })
+        .await;
+        self.on_every_shard(move |shard| {
+            let gone = shard.partitions_gone(&before, &next);
+            async move { shard.delete_partitions(gone).await }
+        })
+        .await;
+    }
+
+    /// Does a step on all shards at the same time.
+    async fn on_every_shard<Fut: Future<Output = ()> + 'static>(
+        self: &Rc<Self>,
+        step: impl Fn(Rc<Shard>) -> Fut + Clone + Send + 'static,
+    ) {
+        let shards = (0..self.count as u16).map(ShardId);
+        // `None`: that shard has ended, and so does the node.
+        let steps = shards.map(|target| self.ask(target, step.clone()));
+        futures_util::future::join_all(steps).await;
+    }
+
+    /// An image that holds all that any shard has shown to anybody. This shard's own may be a moment behind that of
+    /// another, and a client that has learnt of a topic there must not be told here that there is none: librdkafka,
+    /// leading a group, asks once and then assigns nothing of it.
+    pub(crate) async fn newest_image(self: &Rc<Self>) -> Arc<Image> {
+        let newest = self.ask(CONTROLLER, |controller| async move { controller.image() });
+        newest.await.unwrap_or_else(|| self.image())
+    }
+
+    /// Acts by a new image from here on.
+    fn publish(self: &Rc<Self>, before: &Image, next: &Arc<Image>) {
         let settings = next.settings(self.facts.node_id, &self.facts.statics);
-        let gone = self.partitions_gone(&before, &next);
-        self.create_new(&before, &next, &settings).await;
-        self.publish(&next, &settings);
-        self.configure(&before, &next, &settings);
-        self.seat_coordinators(&before, &next);
+        self.replace_image(next, &settings);
+        self.configure(before, next, &settings);
+        self.seat_coordinators(before, next);
+    }
+
+    async fn delete_partitions(&self, gone: Vec<PartitionId>) {
         for partition in gone {
             if let Err(error) = self.engine.delete_partition(&partition).await {
                 tracing::error!(topic = %partition.topic, partition = partition.partition, "cannot be deleted: {error}");
@@ -101,7 +145,7 @@ impl Shard {
         }
     }
 
-    fn publish(&self, next: &Arc<Image>, settings: &Settings) {
+    fn replace_image(&self, next: &Arc<Image>, settings: &Settings) {
         self.image.replace(Arc::clone(next));
         let config = settings.broker_config();
         if config != *self.config() {
@@ -111,7 +155,8 @@ impl Shard {
         self.log_configs.borrow_mut().clear();
     }
 
-    async fn create_new(self: &Rc<Self>, before: &Image, next: &Image, settings: &Settings) {
+    async fn create_new(&self, before: &Image, next: &Image) {
+        let settings = next.settings(self.facts.node_id, &self.facts.statics);
         let mut creations = Vec::new();
         for topic in next.topics() {
             let known = before.topic_by_id(topic.id);

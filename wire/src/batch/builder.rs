@@ -38,7 +38,7 @@ pub struct BatchBuilder {
     max_timestamp: i64,
     count: i32,
     next_offset_delta: i32,
-    /// Bytes of the headroom.
+    /// Bytes of the headroom, or of what the batch is written behind.
     start: usize,
     /// The headroom, the header (once it is written), the records.
     buffer: Vec<u8>,
@@ -53,7 +53,15 @@ impl BatchBuilder {
     /// An empty batch that is written into `buffer`, whose content is dropped, with `headroom` bytes before it.
     pub fn with_room(compression: Compression, mut buffer: Vec<u8>, headroom: usize) -> BatchBuilder {
         buffer.clear();
-        buffer.resize(headroom + HEADER_LEN, 0);
+        buffer.resize(headroom, 0);
+        BatchBuilder::behind(compression, buffer)
+    }
+
+    /// An empty batch that is written behind what `buffer` holds, which stays: a request in the making. It ends with
+    /// [`BatchBuilder::finish`].
+    pub fn behind(compression: Compression, mut buffer: Vec<u8>) -> BatchBuilder {
+        let start = buffer.len();
+        buffer.resize(start + HEADER_LEN, 0);
         BatchBuilder {
             compression,
             attributes: compression.id().into(),
@@ -66,7 +74,7 @@ impl BatchBuilder {
             max_timestamp: -1,
             count: 0,
             next_offset_delta: 0,
-            start: headroom,
+            start,
             buffer,
         }
     }

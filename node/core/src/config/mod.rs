@@ -17,6 +17,7 @@
 
 mod broker;
 mod broker_config;
+mod group;
 mod group_config;
 mod log_config;
 mod near;
@@ -29,6 +30,7 @@ use std::fmt;
 
 pub use broker::BROKER_SETTINGS;
 pub use broker_config::BrokerConfig;
+pub use group::{ConsumerGroupConfig, GROUP_SETTINGS};
 pub use group_config::GroupConfig;
 pub use log_config::{CleanupPolicy, CompressionType, LogConfig, TimestampType};
 pub use resolve::{ConfigSource, Described, Overrides, Settings, StaticSettings, Synonym};
@@ -43,7 +45,7 @@ pub use crate::limits::CONFIG_VALUE_BYTES_MAX;
 pub enum ConfigError {
     /// There is no such setting.
     Unknown {
-        /// Of what: `topic` or `broker`.
+        /// Of what: `topic`, `broker` or `group`.
         scope: &'static str,
         /// The name that was given.
         name: String,
@@ -108,6 +110,11 @@ pub fn broker_setting(name: &str) -> Option<&'static Setting> {
     find(BROKER_SETTINGS, name)
 }
 
+/// The group setting of this name.
+pub fn group_setting(name: &str) -> Option<&'static Setting> {
+    find(GROUP_SETTINGS, name)
+}
+
 fn find(table: &'static [Setting], name: &str) -> Option<&'static Setting> {
     table.binary_search_by(|setting| setting.name.cmp(name)).ok().map(|index| &table[index])
 }
@@ -129,6 +136,13 @@ pub fn check_topic_setting(name: &str, value: &str) -> Result<&'static Setting, 
 /// Checks one setting given for a broker.
 pub fn check_broker_setting(name: &str, value: &str) -> Result<&'static Setting, ConfigError> {
     let setting = broker_setting(name).ok_or_else(|| unknown("broker", name))?;
+    check_value(setting, value)?;
+    Ok(setting)
+}
+
+/// Checks one setting given for a group.
+pub fn check_group_setting(name: &str, value: &str) -> Result<&'static Setting, ConfigError> {
+    let setting = group_setting(name).ok_or_else(|| unknown("group", name))?;
     check_value(setting, value)?;
     Ok(setting)
 }

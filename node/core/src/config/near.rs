@@ -1,6 +1,6 @@
 //! Which known setting somebody probably meant by a name that is not known.
 
-use super::{BROKER_SETTINGS, TOPIC_SETTINGS, TopicSynonym, topic_synonyms};
+use super::{BROKER_SETTINGS, GROUP_SETTINGS, TOPIC_SETTINGS, TopicSynonym, topic_synonyms};
 
 /// Longest name that is compared; what is longer is no slip of the hand.
 const NAME_BYTES_MAX: usize = 80;
@@ -13,6 +13,7 @@ pub(super) fn nearest(scope: &str, name: &str) -> Option<&'static str> {
     }
     let (table, twin) = match scope {
         "topic" => (TOPIC_SETTINGS, topic_for_broker_name(name)),
+        "group" => (GROUP_SETTINGS, None),
         _ => (BROKER_SETTINGS, topic_synonyms(name).first().map(|synonym| synonym.name)),
     };
     if twin.is_some() {

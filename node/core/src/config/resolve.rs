@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::group::behind;
 use super::setting::{Kind, Setting, Update};
 use super::topic::{TopicSynonym, Unit, topic_synonyms};
 use super::{BrokerConfig, ConfigError, LogConfig, broker_setting, check_broker_setting, topic_setting};
@@ -25,6 +26,8 @@ pub enum ConfigSource {
     StaticBrokerConfig = 4,
     /// The default.
     DefaultConfig = 5,
+    /// Set for the group.
+    GroupConfig = 8,
 }
 
 impl ConfigSource {
@@ -69,7 +72,8 @@ impl StaticSettings {
     /// What contradicts what.
     pub fn check(&self) -> Result<(), ConfigError> {
         let settings = Settings { statics: Arc::new(self.clone()), ..Settings::default() };
-        check_log_config(&settings.log_config(&Overrides::new()))
+        check_log_config(&settings.log_config(&Overrides::new()))?;
+        settings.check_group_bounds()
     }
 }
 
@@ -157,6 +161,24 @@ impl Settings {
             read_only: false,
             synonyms: own.into_iter().chain(inherited).collect(),
         }
+    }
+
+    /// One group setting, as it was set for a group with these overrides.
+    pub fn describe_group(&self, setting: &'static Setting, group: &Overrides) -> Described {
+        let own = valid(setting, group.get(setting.name)).map(|value| Synonym {
+            name: setting.name,
+            value: Some(setting.canonical(value)),
+            source: ConfigSource::GroupConfig,
+        });
+        let behind =
+            behind(setting.name).map(|behind| TopicSynonym { name: behind.default, unit: Unit::Same });
+        let inherited = self.chain(behind.as_slice()).map(|found| found.synonym());
+        let synonyms: Vec<Synonym> = own.into_iter().chain(inherited).collect();
+        let (value, source) = match synonyms.first() {
+            Some(first) => (first.value.clone(), first.source),
+            None => (setting.default.map(str::to_owned), ConfigSource::DefaultConfig),
+        };
+        Described { setting, value, source, read_only: false, synonyms }
     }
 
     /// One broker setting, as it is in force on this node.

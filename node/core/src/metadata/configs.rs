@@ -8,9 +8,10 @@ use super::image::Image;
 use super::record::{ConfigResource, Record};
 use super::topics::duplicates;
 use crate::config::{
-    Kind, Overrides, Setting, Settings, Update, broker_setting, check_broker_setting, check_topic_setting,
-    list_items, topic_setting, unknown,
+    Kind, Overrides, Setting, Settings, Update, broker_setting, check_broker_setting, check_group_setting,
+    check_topic_setting, group_setting, list_items, topic_setting, unknown,
 };
+use crate::limits::{CONFIGURED_GROUP_ID_BYTES_MAX, CONFIGURED_GROUPS_MAX};
 use crate::types::NodeId;
 
 /// What is done to one setting.
@@ -59,12 +60,12 @@ pub struct ConfigChange<'a> {
     pub value: Option<&'a str>,
 }
 
-/// Changes for one resource: a topic or a broker, as the protocol names it.
+/// Changes for one resource: a topic, a broker or a group, as the protocol names it.
 #[derive(Clone, Debug)]
 pub struct ResourceChanges<'a> {
-    /// 2 for topics, 4 for brokers.
+    /// 2 for topics, 4 for brokers, 32 for groups.
     pub resource_type: i8,
-    /// The topic's name, the broker's number, or nothing for all brokers.
+    /// The topic's name, the broker's number, or nothing for all brokers, the group's id.
     pub resource_name: &'a str,
     /// What is changed.
     pub changes: Vec<ConfigChange<'a>>,
@@ -83,7 +84,12 @@ impl ConfigResource {
                 Ok(_) => invalid("Invalid negative broker ID.".to_owned()),
                 Err(_) => invalid(format!("Node id must be an integer, but it is: {name}")),
             },
-            (8 | 16 | 32, _) => invalid(format!("Unexpected resource type {}.", type_name(resource_type))),
+            (32, "") => invalid("Default group resources are not allowed.".to_owned()),
+            (32, id) if id.len() > CONFIGURED_GROUP_ID_BYTES_MAX => {
+                invalid(format!("The group's id is longer than {CONFIGURED_GROUP_ID_BYTES_MAX} bytes."))
+            }
+            (32, id) => Ok(ConfigResource::Group(id.to_owned())),
+            (8 | 16, _) => invalid(format!("Unexpected resource type {}.", type_name(resource_type))),
             _ => invalid(format!("Unknown resource type {resource_type}")),
         }
     }
@@ -92,6 +98,7 @@ impl ConfigResource {
         match self {
             ConfigResource::Topic(_) => topic_setting(name),
             ConfigResource::Broker(_) => broker_setting(name),
+            ConfigResource::Group(_) => group_setting(name),
         }
     }
 
@@ -99,6 +106,7 @@ impl ConfigResource {
         match self {
             ConfigResource::Topic(_) => "topic",
             ConfigResource::Broker(_) => "broker",
+            ConfigResource::Group(_) => "group",
         }
     }
 }
@@ -106,8 +114,7 @@ impl ConfigResource {
 fn type_name(resource_type: i8) -> &'static str {
     match resource_type {
         8 => "BROKER_LOGGER",
-        16 => "CLIENT_METRICS",
-        _ => "GROUP",
+        _ => "CLIENT_METRICS",
     }
 }
 
@@ -207,6 +214,14 @@ impl Controller<'_> {
         let mut settings = self.settings(&draft.image);
         match resource {
             ConfigResource::Topic(_) => return Ok(settings.check_topic(altered)?),
+            ConfigResource::Group(_) => {
+                let is_new = draft.image.overrides(resource).is_none() && !altered.is_empty();
+                if is_new && draft.image.configured_groups() >= CONFIGURED_GROUPS_MAX {
+                    let text = format!("{CONFIGURED_GROUPS_MAX} groups have settings of their own already.");
+                    return Err(Refused::new(ErrorCode::PolicyViolation, text));
+                }
+                return Ok(settings.check_group(altered)?);
+            }
             ConfigResource::Broker(None) => settings.cluster = altered.clone().into(),
             ConfigResource::Broker(Some(_)) => settings.broker = altered.clone().into(),
         }
@@ -276,6 +291,7 @@ fn set(
     let setting = match resource {
         ConfigResource::Topic(_) => check_topic_setting(name, value)?,
         ConfigResource::Broker(_) => check_broker_setting(name, value)?,
+        ConfigResource::Group(_) => check_group_setting(name, value)?,
     };
     check_updatable(resource, setting)?;
     overrides.insert(setting.name.to_owned(), value.to_owned());
@@ -286,7 +302,8 @@ fn check_updatable(resource: &ConfigResource, setting: &Setting) -> Result<(), R
     let invalid =
         |text: &str| Err(Refused::new(ErrorCode::InvalidRequest, format!("{text}: Set({})", setting.name)));
     match (resource, setting.update) {
-        (ConfigResource::Topic(_), _) | (ConfigResource::Broker(_), Update::ClusterWide) => Ok(()),
+        (ConfigResource::Topic(_) | ConfigResource::Group(_), _)
+        | (ConfigResource::Broker(_), Update::ClusterWide) => Ok(()),
         (ConfigResource::Broker(Some(_)), Update::PerBroker) => Ok(()),
         (ConfigResource::Broker(None), Update::PerBroker) => {
             invalid("Cannot update these configs at default cluster level, broker id must be specified")

@@ -28,6 +28,8 @@ pub struct Image {
     /// Names by the form in which their metrics would be confused ('.' and '_').
     collisions: Arc<BTreeMap<String, Arc<str>>>,
     configs: Arc<BTreeMap<ConfigResource, Arc<Overrides>>>,
+    /// How many of them are groups.
+    configured_groups: usize,
     partition_count: usize,
     next_producer_id: i64,
 }
@@ -166,6 +168,19 @@ impl Image {
     /// The settings that were set for a topic; empty where there are none.
     pub fn topic_overrides(&self, name: &str) -> Arc<Overrides> {
         self.overrides(&ConfigResource::Topic(name.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// The settings that were set for a group, if any were.
+    pub fn group_overrides(&self, group_id: &str) -> Option<&Arc<Overrides>> {
+        if self.configured_groups == 0 {
+            return None;
+        }
+        self.overrides(&ConfigResource::Group(group_id.to_owned()))
+    }
+
+    /// How many groups have settings of their own.
+    pub(super) fn configured_groups(&self) -> usize {
+        self.configured_groups
     }
 
     /// The resources that have settings of their own.
@@ -386,7 +401,9 @@ impl Image {
     }
 
     fn configure(&mut self, resource: &ConfigResource, name: &str, value: Option<&str>) {
+        let is_group = matches!(resource, ConfigResource::Group(_));
         let configs = Arc::make_mut(&mut self.configs);
+        let before = configs.len();
         match value {
             Some(value) => {
                 let overrides = configs.entry(resource.clone()).or_default();
@@ -400,6 +417,9 @@ impl Image {
                     }
                 }
             }
+        }
+        if is_group {
+            self.configured_groups = self.configured_groups + configs.len() - before;
         }
     }
 }

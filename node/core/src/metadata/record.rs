@@ -151,6 +151,8 @@ pub enum ConfigResource {
     Topic(String),
     /// One broker's, or (`None`) the default of all.
     Broker(Option<NodeId>),
+    /// A group's, by id; it need not be there.
+    Group(String),
 }
 
 impl fmt::Display for ConfigResource {
@@ -159,6 +161,7 @@ impl fmt::Display for ConfigResource {
             ConfigResource::Topic(name) => write!(f, "topic {name}"),
             ConfigResource::Broker(Some(node)) => write!(f, "broker {node}"),
             ConfigResource::Broker(None) => f.write_str("all brokers"),
+            ConfigResource::Group(id) => write!(f, "group {id}"),
         }
     }
 }

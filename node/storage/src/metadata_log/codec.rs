@@ -65,6 +65,7 @@ fn to_schema(record: &Record) -> schema::Change {
                 ConfigResource::Topic(name) => (schema::ResourceType::Topic, name.clone()),
                 ConfigResource::Broker(Some(node)) => (schema::ResourceType::Broker, node.to_string()),
                 ConfigResource::Broker(None) => (schema::ResourceType::Broker, String::new()),
+                ConfigResource::Group(id) => (schema::ResourceType::Group, id.clone()),
             };
             let (name, value) = (name.clone(), value.clone());
             Change::Config(Box::new(schema::Config { resource_type, resource_name, name, value }))
@@ -115,6 +116,7 @@ fn from_schema(change: schema::Change) -> Result<Record, String> {
         Change::Config(it) => {
             let resource = match (it.resource_type, it.resource_name.as_str()) {
                 (schema::ResourceType::Topic, _) => ConfigResource::Topic(it.resource_name),
+                (schema::ResourceType::Group, _) => ConfigResource::Group(it.resource_name),
                 (schema::ResourceType::Broker, "") => ConfigResource::Broker(None),
                 (schema::ResourceType::Broker, name) => {
                     let node = name.parse().map_err(|_| format!("broker '{name}' is no number"))?;

@@ -121,7 +121,7 @@ impl ConsumerGroup {
             return Err(ErrorCode::InconsistentGroupProtocol);
         }
         let (name, said) = offered.ok_or(ErrorCode::InconsistentGroupProtocol)?;
-        if self.epoch() > member.current.member_epoch
+        if self.target_epoch.epoch > member.current.member_epoch
             && member.current.state != MemberState::UnrevokedPartitions
         {
             return Err(ErrorCode::RebalanceInProgress);
@@ -151,7 +151,9 @@ impl ConsumerGroup {
             lacking.retain(|partition| self.owner(partition).is_some_and(|owner| owner != id));
             lacking.is_empty()
         };
-        let has_news = current.member_epoch < self.epoch()
+        // Where nobody else is left who would bring the assignment that is due, its join has to.
+        let has_news = current.member_epoch < self.target_epoch.epoch
+            || self.is_assignment_due(context)
             || match current.state {
                 MemberState::Stable => false,
                 MemberState::UnreleasedPartitions => may_have_more(),

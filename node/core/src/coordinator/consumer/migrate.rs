@@ -61,7 +61,7 @@ impl Coordinator {
         let client = Client { id: caller.client_id, host: caller.client_host };
         let join = ClassicJoin { request, client, member_id: &member_id };
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
-        let answer = match in_context(cx, |context| group.classic_join(context, &join)) {
+        let answer = match in_context(cx, request.group_id, |context| group.classic_join(context, &join)) {
             Err(error) => join_refused(&member_id, error),
             Ok(decision) => {
                 let joined = self.carry_out(cx, &request.group_id.into(), decision);
@@ -88,7 +88,7 @@ impl Coordinator {
         token: Token,
     ) {
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
-        let answer = match in_context(cx, |context| group.classic_sync(context, request)) {
+        let answer = match in_context(cx, request.group_id, |context| group.classic_sync(context, request)) {
             Err(error) => Answer::Failed(error),
             Ok(decision) => {
                 let synced = self.carry_out(cx, &request.group_id.into(), decision);
@@ -108,7 +108,7 @@ impl Coordinator {
         request: &HeartbeatRequest<'_>,
     ) -> ErrorCode {
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
-        match in_context(cx, |context| group.classic_heartbeat(context, request)) {
+        match in_context(cx, request.group_id, |context| group.classic_heartbeat(context, request)) {
             Err(error) => error,
             Ok(decision) => self.carry_out(cx, &request.group_id.into(), decision),
         }
@@ -121,7 +121,8 @@ impl Coordinator {
         request: &LeaveGroupRequest<'_>,
     ) -> Answer {
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
-        let decision = in_context(cx, |context| group.classic_leave(context, &request.members));
+        let decision =
+            in_context(cx, request.group_id, |context| group.classic_leave(context, &request.members));
         Answer::Left(self.carry_out(cx, &request.group_id.into(), decision))
     }
 }
@@ -147,7 +148,7 @@ impl Coordinator {
         let mut group = ConsumerGroup::new(Arc::clone(&id));
         changes.iter().for_each(|change| group.replay(change));
         // Nothing has changed yet: if the member is refused, the group stays as it is.
-        let (decision, timers) = in_context(cx, |context| {
+        let (decision, timers) = in_context(cx, &id, |context| {
             group.heartbeat(context, heartbeat).map(|decision| (decision, group.timers(context)))
         })?;
         self.end_moved_classic(cx, &id);
@@ -194,7 +195,8 @@ fn upgraded(cx: &Context<'_>, classic: &ClassicGroup) -> Option<Vec<Change>> {
     }
     let epoch = classic.generation_id();
     let spoken = classic.spoken_protocol();
-    let target = TargetEpoch { epoch, timestamp_ms: cx.now_ms };
+    // Not an assignment of the coordinator's: the first one of those need not wait.
+    let target = TargetEpoch { epoch, timestamp_ms: 0 };
     let mut changes =
         vec![Change::Epoch(Some(GroupEpoch { epoch, metadata_hash: 0 })), Change::TargetEpoch(Some(target))];
     let members: Vec<MovedMember> = members.collect();

@@ -70,6 +70,8 @@ pub struct GroupSettings {
     pub heartbeat_interval_ms: i32,
     /// After how long a silence they are gone.
     pub session_timeout_ms: i32,
+    /// Least time between two assignments; 0: each heartbeat may bring one.
+    pub assignment_interval_ms: i32,
     /// Assignors that may be asked for; the first one is for those who ask for none.
     pub assignors: Vec<Assignor>,
     /// Most members.

@@ -23,12 +23,14 @@ use crate::limits::{GROUP_MEMBERS_MAX, GROUPS_PER_COORDINATOR_MAX};
 use crate::types::TopicId;
 
 impl GroupSettings {
-    fn of(cx: &coordinator::Context<'_>) -> GroupSettings {
+    fn of(cx: &coordinator::Context<'_>, group_id: &str) -> GroupSettings {
         let config = cx.config;
+        let own = config.of_consumer_group(cx.image.group_overrides(group_id).map(AsRef::as_ref));
         let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
         GroupSettings {
-            heartbeat_interval_ms: int(config.consumer_heartbeat_interval_ms),
-            session_timeout_ms: int(config.consumer_session_timeout_ms),
+            heartbeat_interval_ms: int(own.heartbeat_interval_ms),
+            session_timeout_ms: int(own.session_timeout_ms),
+            assignment_interval_ms: int(own.assignment_interval_ms),
             assignors: config
                 .consumer_assignors
                 .iter()
@@ -40,8 +42,12 @@ impl GroupSettings {
 }
 
 /// Runs `decide` with what decisions of a group are made from.
-pub(super) fn in_context<R>(cx: &coordinator::Context<'_>, decide: impl FnOnce(&Context<'_>) -> R) -> R {
-    let settings = GroupSettings::of(cx);
+pub(super) fn in_context<R>(
+    cx: &coordinator::Context<'_>,
+    group_id: &str,
+    decide: impl FnOnce(&Context<'_>) -> R,
+) -> R {
+    let settings = GroupSettings::of(cx, group_id);
     decide(&Context { image: cx.image, settings: &settings, now_ms: cx.now_ms })
 }
 
@@ -72,12 +78,14 @@ impl Coordinator {
         let id = heartbeat.request.group_id;
         // A request that no group would take is told so, whether or not there is one.
         let not_found = |text: String| {
-            in_context(cx, |context| check(context, heartbeat))?;
+            in_context(cx, id, |context| check(context, heartbeat))?;
             Err(Refused::new(ErrorCode::GroupIdNotFound, text))
         };
         let joins = heartbeat.request.member_epoch == 0;
         let decision = match self.groups.get(id) {
-            Some(Group::Consumer(group)) => in_context(cx, |context| group.heartbeat(context, heartbeat))?,
+            Some(Group::Consumer(group)) => {
+                in_context(cx, id, |context| group.heartbeat(context, heartbeat))?
+            }
             Some(Group::Classic(group)) if joins && group.state() == ClassicState::Empty => {
                 // Nobody is in it any more: it becomes a consumer group, and its offsets stay.
                 self.first_heartbeat(cx, heartbeat)?
@@ -106,7 +114,7 @@ impl Coordinator {
         heartbeat: &Heartbeat<'_>,
     ) -> Result<Decision<HeartbeatAnswer>, Refused> {
         let group = ConsumerGroup::new(heartbeat.request.group_id.into());
-        in_context(cx, |context| group.heartbeat(context, heartbeat))
+        in_context(cx, heartbeat.request.group_id, |context| group.heartbeat(context, heartbeat))
     }
 
     pub(in crate::coordinator) fn describe_consumer_group(
@@ -116,7 +124,7 @@ impl Coordinator {
     ) -> Answer {
         let refused = |text: String| Err(Refused::new(ErrorCode::GroupIdNotFound, text));
         Answer::ConsumerDescribed(match self.groups.get(group_id) {
-            Some(Group::Consumer(group)) => Ok(in_context(cx, |context| group.describe(context))),
+            Some(Group::Consumer(group)) => Ok(in_context(cx, group_id, |context| group.describe(context))),
             Some(Group::Classic(_)) => refused(format!("Group {group_id} is not a consumer group.")),
             None => refused(format!("Group {group_id} not found.")),
         })
@@ -173,7 +181,9 @@ impl Coordinator {
     /// The log is loaded: sessions begin.
     pub(in crate::coordinator) fn consumer_groups_loaded(&mut self, cx: &coordinator::Context<'_>) {
         let consumers = self.groups.iter().filter_map(|(id, group)| match group {
-            Group::Consumer(group) => Some((Arc::clone(id), in_context(cx, |context| group.timers(context)))),
+            Group::Consumer(group) => {
+                Some((Arc::clone(id), in_context(cx, id, |context| group.timers(context))))
+            }
             Group::Classic(_) => None,
         });
         for (id, timers) in consumers.collect::<Vec<_>>() {
@@ -188,7 +198,7 @@ impl Coordinator {
         member_id: &str,
     ) {
         if let Some(group) = self.groups.consumer(group_id) {
-            let decision = in_context(cx, |context| group.session_expired(context, member_id));
+            let decision = in_context(cx, group_id, |context| group.session_expired(context, member_id));
             self.carry_out(cx, group_id, decision);
         }
     }
@@ -200,7 +210,7 @@ impl Coordinator {
         member_id: &str,
     ) {
         if let Some(group) = self.groups.consumer(group_id) {
-            let decision = in_context(cx, |context| group.rebalance_expired(context, member_id));
+            let decision = in_context(cx, group_id, |context| group.rebalance_expired(context, member_id));
             self.carry_out(cx, group_id, decision);
         }
     }

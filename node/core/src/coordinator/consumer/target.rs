@@ -19,6 +19,15 @@ impl ConsumerGroup {
         self.compared_with.get() != Some(image.offset())
     }
 
+    /// Whether there is no target for the group's epoch, and the last assignment was long enough ago.
+    pub(super) fn is_assignment_due(&self, context: &Context<'_>) -> bool {
+        let TargetEpoch { epoch, timestamp_ms } = self.target_epoch;
+        let interval_ms = i64::from(context.settings.assignment_interval_ms);
+        // A clock that was set back makes nobody wait for longer.
+        let since = context.now_ms.saturating_sub(timestamp_ms);
+        self.epoch.epoch > epoch && (timestamp_ms == 0 || !(0..interval_ms).contains(&since))
+    }
+
     /// What a member's subscription makes of the topics that there are now, as a number.
     fn metadata_hash(&self, image: &Image) -> i64 {
         let mut hash = Xxh3::new();
@@ -94,12 +103,13 @@ impl Draft<'_> {
         }
     }
 
-    /// Gives every member its target for the group's epoch, if it has none yet.
+    /// Gives every member its target for the group's epoch, if it has none yet. Shortly after the last time it waits, so
+    /// that members who come together share one assignment; then the next heartbeat of anybody brings it.
     pub(super) fn assign(&mut self, context: &Context<'_>) {
-        let epoch = self.group.epoch.epoch;
-        if epoch <= self.group.target_epoch.epoch {
+        if !self.group.is_assignment_due(context) {
             return;
         }
+        let epoch = self.group.epoch.epoch;
         for record in self.targets(context) {
             self.push(record);
         }

@@ -1,0 +1,86 @@
+//! Connections that come and go: each asks for the versions and for metadata, stays for a while, and closes. Timed from
+//! when it was due to its first answer. Some more are opened at the start and stay idle.
+
+use super::ChurnPlan;
+use super::tally::error_name;
+use super::thread::Shop;
+use crate::scenario::Producers;
+use crate::schedule::{Schedule, Share};
+use flumen_client::link::{Link, LinkSettings};
+use flumen_client::{Error, runtime};
+use flumen_wire::messages::metadata_request::MetadataRequest;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Connections that one thread has open at once: past that, those that are due wait.
+const OPEN_MAX: usize = 2000;
+
+pub(super) async fn churn(shop: Rc<Shop>, plan: ChurnPlan) {
+    let idle = open_idle(&shop, &plan).await;
+    if plan.settings.rate > 0.0 {
+        open_by_the_clock(&shop, &plan).await;
+    }
+    while shop.ns(Instant::now()) < shop.control.end_ns() && !shop.control.is_abandoned() {
+        runtime::sleep(Duration::from_millis(20)).await;
+    }
+    drop(idle);
+}
+
+fn settings(shop: &Shop) -> LinkSettings {
+    LinkSettings { client_id: shop.plan.client_id.clone(), request_timeout: shop.plan.request_timeout }
+}
+
+async fn open_idle(shop: &Shop, plan: &ChurnPlan) -> Vec<Link> {
+    let Share { index, count, .. } = plan.share;
+    let mine = (index..plan.settings.idle as usize).step_by(count).count();
+    let mut links = Vec::with_capacity(mine);
+    for number in 0..mine {
+        let address = &shop.plan.brokers[number % shop.plan.brokers.len()];
+        match Link::connect(address, &settings(shop)).await {
+            Ok(link) => links.push(link),
+            Err(error) => shop.error(plan.part, &error_name(&error), 1),
+        }
+    }
+    links
+}
+
+async fn open_by_the_clock(shop: &Rc<Shop>, plan: &ChurnPlan) {
+    let law = Producers { rate: plan.settings.rate, ..Producers::default() };
+    let mut schedule = Schedule::new(&law, plan.share, shop.plan.length.as_secs_f64(), shop.plan.seed, None);
+    let open = Rc::new(Cell::new(0));
+    let mut number = 0;
+    while schedule.next_ns() < shop.control.end_ns() && !shop.control.is_abandoned() {
+        let due_ns = schedule.next_ns();
+        runtime::sleep(shop.at(due_ns).saturating_duration_since(Instant::now())).await;
+        while open.get() >= OPEN_MAX {
+            runtime::sleep(Duration::from_millis(1)).await;
+        }
+        schedule.advance();
+        number += 1;
+        open.set(open.get() + 1);
+        let address = shop.plan.brokers[number % shop.plan.brokers.len()].clone();
+        let (shop, open, part) = (shop.clone(), open.clone(), plan.part);
+        let hold = Duration::from_secs_f64(plan.settings.hold_ms / 1e3);
+        runtime::spawn(async move {
+            if let Err(error) = visit(&shop, &address, due_ns, part, hold).await {
+                shop.error(part, &error_name(&error), 1);
+            }
+            open.set(open.get() - 1);
+        });
+    }
+}
+
+async fn visit(shop: &Shop, address: &str, due_ns: u64, part: usize, hold: Duration) -> Result<(), Error> {
+    let link = Link::connect(address, &settings(shop)).await?;
+    let names = Some(Vec::new());
+    let asked = link.call(|_| MetadataRequest { topics: names, ..Default::default() }).await?;
+    asked.read()?;
+    if shop.is_measured(due_ns) {
+        let mut tallies = shop.tallies.borrow_mut();
+        tallies[part].time(shop.ns(Instant::now()).saturating_sub(due_ns));
+        tallies[part].requests += 1;
+    }
+    runtime::sleep(hold).await;
+    Ok(())
+}

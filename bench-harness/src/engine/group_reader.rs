@@ -1,0 +1,167 @@
+//! A member of a consumer group, as its users write one: it joins, reads what it is given, commits, and joins again when
+//! the group rebalances.
+
+use super::reader::Receipts;
+use super::tally::error_name;
+use super::thread::Shop;
+use super::{Place, ReaderPlan, Received};
+use crate::scenario::From;
+use flumen_client::Error;
+use flumen_client::cluster::{EARLIEST, LATEST};
+use flumen_client::consumer::{Consumer, ConsumerSettings, offsets_at};
+use flumen_client::group::{GroupMember, GroupSettings};
+use flumen_client::metadata::TopicPartition;
+use flumen_client::runtime;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long one wait for records is: the end is looked for after that.
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// Pause after an error.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Finds where the group begins, and joins it. The group is complete when all members have joined, so that none may wait
+/// for another: `joined` is called when this one has.
+pub(super) async fn read_in_group(
+    shop: Rc<Shop>,
+    plan: ReaderPlan,
+    joined: impl FnOnce(),
+) -> Result<Received, Error> {
+    let mut topics = BTreeMap::new();
+    let mut all = Vec::new();
+    for (number, name) in shop.plan.topics.iter().enumerate() {
+        topics.insert(name.to_string(), number as u32);
+        all.extend(
+            (0..shop.plan.partitions[number]).map(|partition| TopicPartition::new(&**name, partition)),
+        );
+    }
+    let when = match plan.settings.from {
+        From::Earliest => EARLIEST,
+        From::Latest => LATEST,
+    };
+    let begin = offsets_at(&shop.cluster, &all, when).await?;
+    let names = shop.plan.topics.iter().map(|name| Rc::from(&**name)).collect();
+    let member = GroupMember::new(&shop.cluster, GroupSettings::new(&plan.group_id, names));
+    let settings = ConsumerSettings {
+        wait: Duration::from_millis(plan.settings.wait_ms.into()),
+        bytes_min: plan.settings.bytes_min,
+        bytes_max: plan.settings.bytes_max,
+        partition_bytes_max: plan.settings.partition_bytes_max,
+        reset: Some(EARLIEST),
+        ..ConsumerSettings::default()
+    };
+    let mut reader = GroupReader {
+        consumer: Consumer::new(&shop.cluster, settings),
+        member,
+        begin,
+        topics,
+        receipts: Receipts::default(),
+        counted: 0,
+        plan,
+    };
+    reader.join().await?;
+    joined();
+    Ok(reader.run(&shop).await)
+}
+
+struct GroupReader {
+    plan: ReaderPlan,
+    member: GroupMember,
+    consumer: Consumer,
+    /// Where what nobody has committed begins.
+    begin: BTreeMap<TopicPartition, i64>,
+    topics: BTreeMap<String, u32>,
+    receipts: Receipts,
+    /// Of the distinct records, those that the group's count has.
+    counted: u64,
+}
+
+impl GroupReader {
+    async fn join(&mut self) -> Result<(), Error> {
+        let assigned = self.member.join().await?;
+        let committed = self.member.committed(&assigned).await?;
+        let offsets = assigned.into_iter().map(|at| {
+            let offset = committed
+                .get(&at)
+                .map(|one| one.offset)
+                .or_else(|| self.begin.get(&at).copied())
+                .unwrap_or(0);
+            (at, offset)
+        });
+        self.consumer.assign(&offsets.collect());
+        Ok(())
+    }
+
+    async fn run(mut self, shop: &Shop) -> Received {
+        let mut sealed_since = None;
+        loop {
+            let ended = shop.has_started() && shop.ns(Instant::now()) >= shop.control.end_ns();
+            if shop.control.is_abandoned() || (!self.plan.checks && ended) {
+                break;
+            }
+            if let Some(acknowledged) = shop.control.sealed() {
+                let since = *sealed_since.get_or_insert_with(Instant::now);
+                let received = shop.control.group_received[self.plan.group].load(Ordering::Relaxed);
+                if self.receipts.is_complete(received, acknowledged, since) {
+                    break;
+                }
+            }
+            if let Err(error) = self.step(shop).await {
+                shop.error(self.plan.part, &error_name(&error), 1);
+                runtime::sleep(PAUSE).await;
+            }
+        }
+        let _ = self.commit().await;
+        let _ = self.member.leave().await;
+        self.receipts.into_received(self.plan.group, None)
+    }
+
+    async fn step(&mut self, shop: &Shop) -> Result<(), Error> {
+        if self.member.must_rejoin()? {
+            self.commit().await?;
+            self.join().await?;
+        }
+        if self.plan.settings.pause_ms > 0.0 {
+            runtime::sleep(Duration::from_secs_f64(self.plan.settings.pause_ms / 1e3)).await;
+        }
+        let Some(fetched) = runtime::timeout(POLL_TIMEOUT, self.consumer.poll()).await else { return Ok(()) };
+        let now = Instant::now();
+        let now_unix_ns = shop.control.clock.unix_ns(now);
+        let start_unix_ns = shop.control.clock.unix_ns(shop.start.get());
+        for one in fetched? {
+            let Some(topic) = self.topics.get(&*one.at.topic) else { continue };
+            let place = Place { topic: *topic, partition: one.at.partition };
+            let mut tallies = shop.tallies.borrow_mut();
+            let tally = &mut tallies[self.plan.part];
+            let mut measured = 0;
+            let _ = one.for_each(|record| {
+                let value = record.value.unwrap_or_default();
+                self.receipts.note_arrival(now);
+                let header = self.receipts.take(shop.plan.run, place, value);
+                let due_unix_ns = header.map_or(now_unix_ns, |header| header.due_unix_ns);
+                if shop.is_measured(due_unix_ns.saturating_sub(start_unix_ns)) {
+                    if header.is_some() {
+                        tally.time(now_unix_ns.saturating_sub(due_unix_ns));
+                    }
+                    tally.records += 1;
+                    tally.bytes += value.len() as u64;
+                    measured += 1;
+                }
+                ControlFlow::Continue(())
+            })?;
+            tally.requests += u64::from(measured > 0);
+        }
+        let news = self.receipts.distinct() - self.counted;
+        self.counted += news;
+        shop.control.group_received[self.plan.group].fetch_add(news, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn commit(&mut self) -> Result<(), Error> {
+        let positions = self.consumer.positions().iter().map(|(at, position)| (at.clone(), position.offset));
+        self.member.commit(&positions.collect()).await
+    }
+}

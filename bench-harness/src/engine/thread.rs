@@ -1,0 +1,236 @@
+//! One thread of the load: an executor, the connections on it, and what they count.
+
+use super::churn::churn;
+use super::group_reader::read_in_group;
+use super::lane::Lane;
+use super::reader::Reader;
+use super::{Control, Origin, Plan, Received, Report, Tally, Work};
+use crate::failure::Failure;
+use crate::scenario::Mode;
+use crate::sequence::Sequences;
+use crate::target::failure_of;
+use flumen_client::runtime::{self, UringSettings};
+use flumen_client::{Cluster, Error, Settings};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// How often whoever waits for another thread looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// What the connections of a thread share.
+pub(super) struct Shop {
+    pub(super) plan: Arc<Plan>,
+    pub(super) control: Arc<Control>,
+    pub(super) cluster: Cluster,
+    /// By part, of the second that runs.
+    pub(super) tallies: RefCell<Vec<Tally>>,
+    /// When the load began.
+    pub(super) start: Cell<Instant>,
+    pub(super) acknowledged: RefCell<BTreeMap<Origin, Sequences>>,
+    pub(super) unsent: Cell<u64>,
+    /// Lanes that go on.
+    pub(super) lanes: Cell<usize>,
+}
+
+impl Shop {
+    /// Nanoseconds from the start.
+    pub(super) fn ns(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.start.get()).as_nanos() as u64
+    }
+
+    pub(super) fn at(&self, ns: u64) -> Instant {
+        self.start.get() + Duration::from_nanos(ns)
+    }
+
+    pub(super) fn warmup_ns(&self) -> u64 {
+        self.plan.warmup.as_nanos() as u64
+    }
+
+    /// Whether what was due then is within the measured time.
+    pub(super) fn is_measured(&self, due_ns: u64) -> bool {
+        due_ns >= self.warmup_ns() && due_ns < self.control.end_ns()
+    }
+
+    /// Whether it is the measured time now.
+    pub(super) fn is_measuring(&self) -> bool {
+        self.is_measured(self.ns(Instant::now()))
+    }
+
+    /// Counts errors that happened now, warm-up excepted.
+    pub(super) fn error(&self, part: usize, name: &str, count: u64) {
+        if self.ns(Instant::now()) >= self.warmup_ns() {
+            self.tallies.borrow_mut()[part].error(name, count);
+        }
+    }
+
+    /// Whether the load has begun: members of groups read before that.
+    pub(super) fn has_started(&self) -> bool {
+        self.control.start_at.get().is_some()
+    }
+
+    pub(super) async fn wait_for_start(&self) {
+        let start = loop {
+            if let Some(start) = self.control.start_at.get() {
+                break *start;
+            }
+            if self.control.is_abandoned() {
+                break Instant::now();
+            }
+            runtime::sleep(LOOK_INTERVAL).await;
+        };
+        self.start.set(start);
+        runtime::sleep(start.saturating_duration_since(Instant::now())).await;
+    }
+}
+
+/// Runs the work of one thread to its end, on io_uring where there is any.
+pub(crate) fn run_thread(
+    plan: Arc<Plan>,
+    control: Arc<Control>,
+    work: Work,
+    reports: Sender<Report>,
+    uring: bool,
+) {
+    let told = reports.clone();
+    let main = move || async move {
+        if let Err(error) = carry_out(plan, control, work, &reports).await {
+            let _ = reports.send(Report::Failed(failure_of(error)));
+        }
+    };
+    if !uring {
+        return runtime::block_on(main());
+    }
+    if let Err(error) = runtime::run_uring(&UringSettings::default(), main) {
+        let _ = told.send(Report::Failed(Failure::Other(error.to_string())));
+    }
+}
+
+async fn carry_out(
+    plan: Arc<Plan>,
+    control: Arc<Control>,
+    work: Work,
+    reports: &Sender<Report>,
+) -> Result<(), Error> {
+    let settings = Settings {
+        brokers: plan.brokers.clone(),
+        client_id: plan.client_id.clone(),
+        request_timeout: plan.request_timeout,
+        retry_timeout: plan.request_timeout,
+    };
+    let cluster = Cluster::connect(settings).await?;
+    let names: Vec<&str> = plan.topics.iter().map(|name| &**name).collect();
+    cluster.refresh(flumen_client::cluster::Topics::Named(&names), false).await?;
+    let shop = Rc::new(Shop {
+        tallies: RefCell::new(vec![Tally::default(); plan.parts.len()]),
+        plan,
+        control,
+        cluster,
+        start: Cell::new(Instant::now()),
+        acknowledged: RefCell::default(),
+        unsent: Cell::new(0),
+        lanes: Cell::new(work.lanes.len()),
+    });
+    let mut lanes = Vec::new();
+    for plan in work.lanes {
+        lanes.push(Lane::open(&shop, plan).await?);
+    }
+    let received = Rc::new(RefCell::new(Vec::<Received>::new()));
+    // Of readers and members: those that read, those that have not joined, and why one could not.
+    let (open, joining, failed) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
+    let mut readers = Vec::new();
+    for plan in work.readers {
+        open.set(open.get() + 1);
+        if plan.settings.mode == Mode::Assign {
+            readers.push(Reader::open(&shop, plan).await?);
+            continue;
+        }
+        joining.set(joining.get() + 1);
+        let (shop, received, open) = (shop.clone(), received.clone(), open.clone());
+        let (joining, failed) = (joining.clone(), failed.clone());
+        runtime::spawn(async move {
+            match read_in_group(shop, plan, || joining.set(joining.get() - 1)).await {
+                Ok(one) => received.borrow_mut().push(one),
+                Err(error) => *failed.borrow_mut() = Some(error),
+            }
+            open.set(open.get() - 1);
+        });
+    }
+    while joining.get() > 0 {
+        runtime::sleep(LOOK_INTERVAL).await;
+        if let Some(error) = failed.take() {
+            return Err(error);
+        }
+    }
+    let _ = reports.send(Report::Ready);
+    shop.wait_for_start().await;
+
+    let cpu_before = cpu_ns();
+    for lane in lanes {
+        let shop = shop.clone();
+        runtime::spawn(lane.run(shop));
+    }
+    if let Some(plan) = work.churn {
+        runtime::spawn(churn(shop.clone(), plan));
+    }
+    for reader in readers {
+        let (shop, received, open) = (shop.clone(), received.clone(), open.clone());
+        runtime::spawn(async move {
+            let one = reader.run(&shop).await;
+            received.borrow_mut().push(one);
+            open.set(open.get() - 1);
+        });
+    }
+    let is_done = Cell::new(false);
+    let all = async {
+        tell_when_produced(&shop, reports).await;
+        while open.get() > 0 {
+            runtime::sleep(LOOK_INTERVAL).await;
+        }
+        while shop.ns(Instant::now()) < shop.control.end_ns() {
+            runtime::sleep(LOOK_INTERVAL).await;
+        }
+        is_done.set(true);
+    };
+    futures_util::future::join(all, tell_intervals(&shop, reports, &is_done)).await;
+    let busy_ns = cpu_ns().saturating_sub(cpu_before) as f64;
+    let cpu_share = busy_ns / shop.start.get().elapsed().as_nanos().max(1) as f64;
+    let received = received.take();
+    let _ = reports.send(Report::Done { received, cpu_share });
+    Ok(())
+}
+
+async fn tell_when_produced(shop: &Shop, reports: &Sender<Report>) {
+    while shop.lanes.get() > 0 && !shop.control.is_abandoned() {
+        runtime::sleep(LOOK_INTERVAL).await;
+    }
+    let acknowledged = shop.acknowledged.take();
+    let _ = reports.send(Report::Produced { acknowledged, unsent: shop.unsent.get() });
+}
+
+/// Sends what was counted whenever a second of the measured time is over.
+async fn tell_intervals(shop: &Shop, reports: &Sender<Report>, is_done: &Cell<bool>) {
+    let first_ns = shop.warmup_ns();
+    for second in 0.. {
+        let at = shop.at(first_ns + (second + 1) * 1_000_000_000);
+        while Instant::now() < at && !is_done.get() {
+            let left = at.saturating_duration_since(Instant::now());
+            runtime::sleep(left.min(Duration::from_millis(20))).await;
+        }
+        let fresh = vec![Tally::default(); shop.plan.parts.len()];
+        let tallies = shop.tallies.replace(fresh);
+        let _ = reports.send(Report::Interval { second, tallies });
+        if is_done.get() {
+            return;
+        }
+    }
+}
+
+/// CPU time of this thread, by the kernel's scheduler.
+fn cpu_ns() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or_default()
+}

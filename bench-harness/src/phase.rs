@@ -1,0 +1,448 @@
+//! One phase: spreads its connections over threads, starts them together, gathers what they tell, and judges it.
+
+use crate::collect::{Collector, SecondTallies};
+use crate::engine::{
+    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, Clock, Control, Origin, PartName, Plan, Received, Report, Work,
+    run_thread,
+};
+use crate::failure::Failure;
+use crate::layout::{Layout, MachineShare};
+use crate::process::Watch;
+use crate::remote::Link;
+use crate::result::{BrokerProcess, Integrity, Part, Usage};
+use crate::scenario::{Phase, Scenario};
+use crate::sequence::Sequences;
+use crate::target::Target;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often an interrupt is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Between the last thread's being ready and the start.
+const START_DELAY: Duration = Duration::from_millis(50);
+/// How long threads may take to connect and to join groups.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What came of a phase.
+#[derive(Debug)]
+pub(crate) struct PhaseOutcome {
+    pub parts: Vec<Part>,
+    /// None where nothing could be checked.
+    pub integrity: Option<Integrity>,
+    /// Records that were due and not sent, since the broker did not keep up.
+    pub unsent: u64,
+    /// Of the busiest thread, its share of a core.
+    pub cpu_share: f64,
+    /// What was measured, shorter after an interrupt.
+    pub measured_s: f64,
+    pub started_unix_ms: u64,
+    /// Why nothing is checked, where that may surprise.
+    pub notes: Vec<String>,
+    /// What we took within the measured time, and a local broker.
+    pub usage: Usage,
+    pub broker_process: Option<BrokerProcess>,
+}
+
+/// A phase that is ready to be run: what its threads do.
+pub(crate) struct Prepared {
+    plan: Arc<Plan>,
+    works: Vec<Work>,
+    /// The consumers' groups that must see everything, with how many readers each has.
+    checked: Vec<Option<usize>>,
+    notes: Vec<String>,
+}
+
+impl Prepared {
+    /// Lays out the phase. `run` marks its records. Of several machines each takes its share of the connections.
+    pub(crate) fn new(
+        scenario: &Scenario,
+        phase: &Phase,
+        target: &Target,
+        run: u64,
+        machine: MachineShare,
+    ) -> Result<Prepared, Failure> {
+        let mut layout = Layout::new(scenario, phase, machine);
+        for settings in &phase.producers {
+            layout.add_producers(settings, target)?;
+        }
+        for settings in &phase.consumers {
+            layout.add_consumers(settings, run);
+        }
+        if let Some(settings) = &phase.churn {
+            layout.add_churn(settings);
+        }
+        let seconds = Duration::from_secs_f64;
+        let plan = Plan {
+            run,
+            brokers: target.addresses.clone(),
+            client_id: "flumen-bench".to_owned(),
+            request_timeout: seconds(scenario.request_timeout_s),
+            seed: scenario.seed,
+            topics: target.topics.iter().map(|topic| Arc::from(topic.name.as_str())).collect(),
+            partitions: target.topics.iter().map(|topic| topic.leaders.len() as i32).collect(),
+            warmup: seconds(phase.warmup_seconds),
+            length: seconds(phase.warmup_seconds + phase.seconds),
+            parts: layout.parts,
+        };
+        let mut notes = Vec::new();
+        if !phase.producers.is_empty() && !phase.consumers.is_empty() && !layout.is_checkable {
+            notes.push("records are not checked: values below 32 bytes, or acks = \"none\"".to_owned());
+        }
+        Ok(Prepared { plan: Arc::new(plan), works: layout.works, checked: layout.checked, notes })
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.works.len()
+    }
+
+    pub(crate) fn warmup(&self) -> Duration {
+        self.plan.warmup
+    }
+
+    pub(crate) fn control(&self, clock: Clock) -> Control {
+        Control::new(clock, self.plan.length, self.checked.len())
+    }
+
+    /// Starts its threads, which wait for the time to begin.
+    pub(crate) fn start(
+        self,
+        control: &Arc<Control>,
+        tell: &Sender<Report>,
+        uring: bool,
+    ) -> Result<Vec<JoinHandle<()>>, Failure> {
+        let mut running = Vec::new();
+        for (number, work) in self.works.into_iter().enumerate() {
+            let (plan, control, tell) = (self.plan.clone(), control.clone(), tell.clone());
+            let thread = std::thread::Builder::new().name(format!("load-{number}"));
+            let spawned = thread.spawn(move || run_thread(plan, control, work, tell, uring));
+            running.push(spawned.map_err(|error| Failure::io("a thread", error))?);
+        }
+        Ok(running)
+    }
+
+    /// Runs it here. `watch` hears of every second that is complete; when `interrupted` is set, the load ends.
+    pub(crate) fn run(
+        self,
+        interrupted: &AtomicBool,
+        uring: bool,
+        watch: &mut Watching<'_>,
+    ) -> Result<PhaseOutcome, Failure> {
+        let control = Arc::new(self.control(Clock::new(0)));
+        let (tell, told) = channel();
+        let (plan, checked, notes) = (self.plan.clone(), self.checked.clone(), self.notes.clone());
+        let mut gathering = Gathering::new(&plan, &control, self.threads());
+        let running = self.start(&control, &tell, uring)?;
+        drop(tell);
+        let gathered = gathering.gather(&told, interrupted, watch);
+        if gathered.is_err() {
+            control.abandoned.store(true, Ordering::Relaxed);
+        }
+        for thread in running {
+            if thread.join().is_err() {
+                return Err(Failure::Other("a thread of the load has crashed".to_owned()));
+            }
+        }
+        gathered?;
+        Ok(gathering.into_outcome(&checked, notes, watch))
+    }
+
+    /// Runs it on workers, which have been prepared and have so many threads in all.
+    pub(crate) fn run_on(
+        self,
+        workers: &mut [Link],
+        threads: usize,
+        interrupted: &AtomicBool,
+        watch: &mut Watching<'_>,
+    ) -> Result<PhaseOutcome, Failure> {
+        let control = Arc::new(self.control(Clock::new(0)));
+        let mut gathering = Gathering::new(&self.plan, &control, threads);
+        let (tell, told) = channel();
+        let (gathered, usages) = std::thread::scope(|scope| {
+            let follow = |worker| {
+                let (control, tell) = (&control, tell.clone());
+                scope.spawn(move || Link::follow(worker, control, &tell))
+            };
+            let following: Vec<_> = workers.iter_mut().map(follow).collect();
+            drop(tell);
+            let gathered = gathering.gather(&told, interrupted, watch);
+            if gathered.is_err() {
+                control.abandoned.store(true, Ordering::Relaxed);
+            }
+            let usages: Vec<_> = following.into_iter().filter_map(|one| one.join().ok()).collect();
+            (gathered, usages)
+        });
+        gathered?;
+        let mut outcome = gathering.into_outcome(&self.checked, self.notes, watch);
+        outcome.usage = Usage::default();
+        for usage in usages {
+            outcome.usage.add_beside(usage);
+        }
+        Ok(outcome)
+    }
+}
+
+/// Hears of every second that is complete.
+pub(crate) type Watching<'a> = dyn FnMut(&[PartName], &SecondTallies) + 'a;
+
+/// What the threads have told so far.
+struct Gathering<'a> {
+    plan: &'a Plan,
+    control: &'a Control,
+    collector: Collector,
+    threads: usize,
+    ready: usize,
+    produced: usize,
+    done: usize,
+    acknowledged: BTreeMap<Origin, Sequences>,
+    received: Vec<Received>,
+    unsent: u64,
+    cpu_share: f64,
+    produced_at: Option<Instant>,
+    watched: Watched,
+}
+
+/// What processes take is watched within the measured time alone.
+enum Watched {
+    Not(Vec<SocketAddr>),
+    Now(Watch),
+    Done(Usage, Option<BrokerProcess>),
+}
+
+/// The addresses behind names, as far as they can be found.
+fn resolve(brokers: &[String]) -> Vec<SocketAddr> {
+    brokers.iter().filter_map(|one| one.to_socket_addrs().ok()).flatten().collect()
+}
+
+impl<'a> Gathering<'a> {
+    fn new(plan: &'a Plan, control: &'a Control, threads: usize) -> Gathering<'a> {
+        let measured = plan.length - plan.warmup;
+        Gathering {
+            plan,
+            control,
+            collector: Collector::new(&plan.parts, threads, measured.as_secs_f64()),
+            threads,
+            ready: 0,
+            produced: 0,
+            done: 0,
+            acknowledged: BTreeMap::new(),
+            received: Vec::new(),
+            unsent: 0,
+            cpu_share: 0.0,
+            produced_at: None,
+            watched: Watched::Not(resolve(&plan.brokers)),
+        }
+    }
+
+    fn gather(
+        &mut self,
+        told: &Receiver<Report>,
+        interrupted: &AtomicBool,
+        watch: &mut Watching<'_>,
+    ) -> Result<(), Failure> {
+        let began = Instant::now();
+        while self.done < self.threads {
+            match told.recv_timeout(LOOK_INTERVAL) {
+                Ok(report) => self.take(report, watch)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Failure::Other("a thread of the load has ended early".to_owned()));
+                }
+            }
+            let has_started = self.control.start_at.get().is_some();
+            if interrupted.load(Ordering::Relaxed) {
+                if !has_started {
+                    return Err(Failure::Interrupted);
+                }
+                self.control.cut();
+            }
+            if !has_started && began.elapsed() > READY_TIMEOUT {
+                let seconds = READY_TIMEOUT.as_secs();
+                return Err(Failure::NoBroker(format!("the connections were not ready within {seconds} s")));
+            }
+            self.give_up_when_late();
+            self.watch_processes();
+        }
+        Ok(())
+    }
+
+    fn watch_processes(&mut self) {
+        let Some(start) = self.control.start_at.get() else { return };
+        let (now, end) = (Instant::now(), *start + Duration::from_nanos(self.control.end_ns()));
+        match &self.watched {
+            Watched::Not(addresses) if now >= *start + self.plan.warmup && now < end => {
+                if let Ok(watch) = Watch::begin(addresses) {
+                    self.watched = Watched::Now(watch);
+                }
+            }
+            Watched::Now(_) if now >= end => self.end_watch(),
+            _ => {}
+        }
+    }
+
+    fn end_watch(&mut self) {
+        let none = Watched::Done(Usage::default(), None);
+        if let Watched::Now(watch) = std::mem::replace(&mut self.watched, none) {
+            let (usage, broker) = watch.end();
+            self.watched = Watched::Done(usage, broker);
+        }
+    }
+
+    /// A broker that answers nothing does not hold the run up for ever.
+    fn give_up_when_late(&self) {
+        let Some(start) = self.control.start_at.get() else { return };
+        let end = *start + Duration::from_nanos(self.control.end_ns());
+        let latest = end + BACKLOG_TIMEOUT.max(self.plan.request_timeout) + 2 * ARRIVAL_TIMEOUT;
+        if Instant::now() > latest {
+            self.control.abandoned.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn take(&mut self, report: Report, watch: &mut Watching<'_>) -> Result<(), Failure> {
+        match report {
+            Report::Ready => {
+                self.ready += 1;
+                if self.ready == self.threads {
+                    let _ = self.control.start_at.set(Instant::now() + START_DELAY);
+                }
+            }
+            Report::Interval { second, tallies } => {
+                if let Some(done) = self.collector.add(second, &tallies) {
+                    watch(&self.plan.parts, &done);
+                }
+            }
+            Report::Produced { acknowledged, unsent } => {
+                self.produced += 1;
+                self.unsent += unsent;
+                for (origin, sequences) in acknowledged {
+                    self.acknowledged.entry(origin).or_default().merge(&sequences);
+                }
+                if self.produced == self.threads {
+                    self.produced_at = Some(Instant::now());
+                    self.control.seal(self.acknowledged.values().map(Sequences::count).sum());
+                }
+            }
+            Report::Done { received, cpu_share } => {
+                self.done += 1;
+                self.received.extend(received);
+                self.cpu_share = self.cpu_share.max(cpu_share);
+            }
+            Report::Failed(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+
+    fn into_outcome(
+        mut self,
+        checked: &[Option<usize>],
+        notes: Vec<String>,
+        watch: &mut Watching<'_>,
+    ) -> PhaseOutcome {
+        for second in self.collector.finish() {
+            watch(&self.plan.parts, &second);
+        }
+        let start = self.control.start_at.get().copied().unwrap_or_else(Instant::now);
+        let warmup_s = self.plan.warmup.as_secs_f64();
+        let end_s = self.control.end_ns() as f64 / 1e9;
+        let measured_s = (end_s - warmup_s).max(0.0);
+        self.collector.cut(measured_s);
+        let produced_s = self.produced_at.map_or(0.0, |at| at.duration_since(start).as_secs_f64());
+        if matches!(self.watched, Watched::Now(_)) {
+            self.end_watch();
+        }
+        let (usage, broker_process) = match self.watched {
+            Watched::Done(usage, broker) => (usage, broker),
+            _ => (Usage::default(), None),
+        };
+        let integrity = judge(&self.acknowledged, &self.received, checked);
+        PhaseOutcome {
+            parts: self.collector.into_parts("", (produced_s - end_s).max(0.0)),
+            integrity,
+            unsent: self.unsent,
+            cpu_share: self.cpu_share,
+            measured_s,
+            started_unix_ms: self.control.clock.unix_ns(start + self.plan.warmup) / 1_000_000,
+            notes,
+            usage,
+            broker_process,
+        }
+    }
+}
+
+/// Compares what was acknowledged with what each checked reader, or group of them, received.
+fn judge(
+    acknowledged: &BTreeMap<Origin, Sequences>,
+    received: &[Received],
+    checked: &[Option<usize>],
+) -> Option<Integrity> {
+    let total: u64 = acknowledged.values().map(Sequences::count).sum();
+    let mut integrity: Option<Integrity> = None;
+    for (group, readers) in checked.iter().enumerate() {
+        let Some(readers) = readers else { continue };
+        let sum = integrity.get_or_insert_with(Integrity::default);
+        let mut by_reader: BTreeMap<Option<usize>, BTreeMap<Origin, Sequences>> = BTreeMap::new();
+        for one in received.iter().filter(|one| one.group == group) {
+            sum.duplicated += one.duplicated;
+            sum.reordered += one.reordered;
+            let held = by_reader.entry(one.reader).or_default();
+            for (origin, sequences) in &one.sequences {
+                sum.duplicated += held.entry(*origin).or_default().merge(sequences);
+            }
+        }
+        sum.checked += total * *readers as u64;
+        let none = Sequences::default();
+        for held in by_reader.values() {
+            let missing =
+                |(origin, sent): (&Origin, &Sequences)| sent.missing_in(held.get(origin).unwrap_or(&none));
+            sum.lost += acknowledged.iter().map(missing).sum::<u64>();
+        }
+        // A reader that told nothing received nothing.
+        sum.lost += total * readers.saturating_sub(by_reader.len()) as u64;
+    }
+    integrity
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Place;
+
+    fn sequences(ranges: &[(u64, u64)]) -> Sequences {
+        let mut all = Sequences::default();
+        for (begin, end) in ranges {
+            all.add_range(*begin, *end);
+        }
+        all
+    }
+
+    const ORIGIN: Origin = (3, Place { topic: 0, partition: 1 });
+
+    fn received(reader: Option<usize>, ranges: &[(u64, u64)]) -> Received {
+        let sequences = BTreeMap::from([(ORIGIN, sequences(ranges))]);
+        Received { group: 0, reader, sequences, ..Received::default() }
+    }
+
+    #[test]
+    fn each_reader_must_have_all_that_was_acknowledged_and_no_more_is_asked() {
+        let acknowledged = BTreeMap::from([(ORIGIN, sequences(&[(0, 10), (12, 20)]))]);
+        // What has an unknown fate (10 and 11) may have arrived.
+        let all = [received(Some(0), &[(0, 20)]), received(Some(1), &[(0, 9), (12, 20)])];
+        let found = judge(&acknowledged, &all, &[Some(2)]).expect("checked");
+        assert_eq!((found.checked, found.lost, found.duplicated), (36, 1, 0));
+        let found = judge(&acknowledged, &all[..1], &[Some(2)]).expect("checked");
+        assert_eq!(found.lost, 18, "a reader that told nothing has nothing");
+        assert_eq!(judge(&acknowledged, &all, &[None]), None);
+    }
+
+    #[test]
+    fn members_of_a_group_count_as_one() {
+        let acknowledged = BTreeMap::from([(ORIGIN, sequences(&[(0, 20)]))]);
+        let members = [received(None, &[(0, 12)]), received(None, &[(10, 20)])];
+        let found = judge(&acknowledged, &members, &[Some(1)]).expect("checked");
+        assert_eq!((found.checked, found.lost, found.duplicated), (20, 0, 2));
+    }
+}

@@ -1,0 +1,281 @@
+//! The program as its users meet it: exit codes, messages, what it writes. Its counterpart is its own null broker, in a
+//! process of its own.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flumen-bench"));
+    command.env_remove("FLUMEN_BROKERS").stdin(Stdio::null());
+    command
+}
+
+/// A folder that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("flumen-bench-test-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder");
+        Folder(path)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A null broker in a process of its own.
+struct Broker {
+    child: Child,
+    address: String,
+}
+
+impl Broker {
+    fn start(arguments: &[&str]) -> Broker {
+        let mut command = program();
+        let mut child =
+            command.arg("null-broker").args(arguments).stdout(Stdio::piped()).spawn().expect("it starts");
+        let mut address = String::new();
+        let out = child.stdout.take().expect("piped");
+        BufReader::new(out).read_line(&mut address).expect("it says where it listens");
+        Broker { child, address: address.trim().to_owned() }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A scenario of one phase, with what is said of its producers and what comes behind.
+fn scenario(folder: &Folder, producers: &str, rest: &str) -> PathBuf {
+    let path = folder.file("scenario.toml");
+    let text = format!(
+        "request_timeout_s = 5\n[topic]\nname = \"t\"\n[[phases]]\nname = \"p\"\nseconds = 2\nwarmup_seconds = 0.2\n\
+         [[phases.producers]]\n{producers}\n{rest}\n"
+    );
+    std::fs::write(&path, text).expect("written");
+    path
+}
+
+fn run(broker: &str, scenario: &Path, arguments: &[&str]) -> Output {
+    program().arg("run").arg(scenario).args(["-b", broker]).args(arguments).output().expect("it runs")
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).expect("it was written")).expect("JSON")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn assert_code(output: &Output, code: i32, words: &str) {
+    let said = text(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.contains(words), "{words:?} is not in: {said}");
+}
+
+/// The part of a kind in a result.
+fn part<'a>(result: &'a Value, kind: &str) -> &'a Value {
+    let parts = result["parts"].as_array().expect("parts");
+    parts.iter().find(|part| part["kind"] == kind).expect("the part is there")
+}
+
+const STEADY: &str = "rate = 500\ncount = 2\npayload.size = 64";
+const READER: &str = "[[phases.consumers]]\nfrom = \"latest\"\nwait_ms = 50";
+
+#[test]
+fn a_run_counts_every_record_and_can_be_repeated_from_its_result() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let file = folder.file("result.json");
+    let log = folder.file("log.hlog");
+    let scenario = scenario(&folder, STEADY, READER);
+    let output = folder_run(&broker, &scenario, &file, &["--hlog", log.to_str().expect("text")]);
+    assert_code(&output, 0, "checked");
+    let result = json(&file);
+    // By the clock: neither more nor fewer than 500 a second for two seconds.
+    for kind in ["produce", "end_to_end", "lateness"] {
+        assert_eq!(part(&result, kind)["records"], 1000, "{kind}");
+        assert_eq!(part(&result, kind)["latency"]["summary"]["count"], 1000, "{kind}");
+    }
+    let seconds = part(&result, "produce")["seconds"].as_array().expect("seconds");
+    assert_eq!(seconds.iter().map(|one| one["records"].as_u64().expect("a number")).sum::<u64>(), 1000);
+    assert_eq!(result["integrity"]["lost"], 0);
+    // Warm-up is checked too.
+    assert_eq!(result["integrity"]["checked"], 1100);
+    let logged = std::fs::read_to_string(folder.file("log-p-produce.hlog")).expect("written");
+    assert!(logged.lines().filter(|line| line.contains(",HIST")).count() >= 2, "{logged}");
+
+    let again = folder.file("again.json");
+    let arguments = ["-b", &broker.address, "-o", again.to_str().expect("text")];
+    let output = program().arg("rerun").arg(&file).args(arguments).output().expect("it runs");
+    assert_code(&output, 0, "produce");
+    let repeated = json(&again);
+    assert_eq!(repeated["setting"], result["setting"]);
+    assert_eq!(part(&repeated, "produce")["records"], 1000);
+}
+
+fn folder_run(broker: &Broker, scenario: &Path, file: &Path, more: &[&str]) -> Output {
+    let mut arguments = vec!["-o", file.to_str().expect("text")];
+    arguments.extend(more);
+    run(&broker.address, scenario, &arguments)
+}
+
+#[test]
+fn what_makes_no_sense_is_told_with_its_place() {
+    let folder = Folder::new();
+    assert_code(&run("127.0.0.1:1", &scenario(&folder, "ratee = 1", ""), &[]), 2, "ratee");
+    assert_code(
+        &run("127.0.0.1:1", &scenario(&folder, "rate = -1", ""), &[]),
+        2,
+        "phases.0.producers.0.rate",
+    );
+    assert_code(&run("127.0.0.1:1", Path::new("no-such"), &[]), 2, "there are canonical");
+    assert_code(&run("nonsense", &scenario(&folder, STEADY, ""), &[]), 2, "HOST:PORT");
+}
+
+#[test]
+fn no_broker_is_told() {
+    let folder = Folder::new();
+    let output = run("127.0.0.1:1", &scenario(&folder, STEADY, ""), &[]);
+    assert_code(&output, 3, "127.0.0.1:1");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_told_and_the_figures_are_printed() {
+    let (folder, broker) = (Folder::new(), Broker::start(&[]));
+    let scenario = scenario(&folder, STEADY, "");
+    let output = run(&broker.address, &scenario, &["-o", "/dev/full"]);
+    assert_code(&output, 1, "No space left");
+    assert!(text(&output).contains("records/s"), "what was measured is not lost");
+    // A folder that is not there is found before the run.
+    let began = Instant::now();
+    let output = run(&broker.address, &scenario, &["-o", "/no/such/folder/result.json"]);
+    assert_code(&output, 1, "/no/such/folder");
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn what_a_broker_spoils_fails_the_run() {
+    let many = "rate = 3000\nbatch_records = 1\nrequest_batches = 1\npayload.size = 64";
+    for (fault, what) in [("lose", "lost"), ("duplicate", "duplicated"), ("reorder", "reordered")] {
+        let (folder, broker) = (Folder::new(), Broker::start(&["--fault", fault]));
+        let file = folder.file("result.json");
+        let output = folder_run(&broker, &scenario(&folder, many, READER), &file, &[]);
+        assert_code(&output, 4, "FAILED");
+        let integrity = &json(&file)["integrity"];
+        let found = integrity[what].as_u64().expect("a number");
+        // One in every hundred batches of each of four partitions, a record each.
+        let expected = integrity["checked"].as_u64().expect("a number") / 100;
+        assert!(found.abs_diff(expected) <= 4, "{fault}: {integrity}");
+    }
+}
+
+#[test]
+fn an_interrupt_leaves_a_partial_result() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let file = folder.file("result.json");
+    let scenario = scenario(&folder, STEADY, READER);
+    let arguments = ["-b", &broker.address, "--seconds", "60", "-o", file.to_str().expect("text")];
+    let mut child =
+        program().arg("run").arg(&scenario).args(arguments).stdout(Stdio::null()).spawn().expect("it runs");
+    std::thread::sleep(Duration::from_millis(1500));
+    let pid = i32::try_from(child.id()).expect("a pid");
+    let pid = rustix::process::Pid::from_raw(pid).expect("not zero");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it is there");
+    let status = child.wait().expect("it ends");
+    assert_eq!(status.code(), Some(130));
+    let result = json(&file);
+    assert!(result["verdict"]["partial"].is_string(), "{}", result["verdict"]);
+    let seconds = result["duration_s"].as_f64().expect("a number");
+    assert!((0.3..3.0).contains(&seconds), "{seconds}");
+    let records = part(&result, "produce")["records"].as_f64().expect("a number");
+    assert!((records / seconds / 500.0 - 1.0).abs() < 0.1, "{records} in {seconds} s");
+    assert_eq!(result["integrity"]["lost"], 0);
+}
+
+#[test]
+fn a_restart_of_the_broker_is_counted_and_the_run_goes_on() {
+    let folder = Folder::new();
+    let broker = Broker::start(&[]);
+    let (address, file) = (broker.address.clone(), folder.file("result.json"));
+    let scenario = scenario(&folder, STEADY, "");
+    let arguments = ["-b", &address, "--seconds", "4", "-o", file.to_str().expect("text")];
+    let mut command = program();
+    command.arg("run").arg(&scenario).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("it runs");
+    std::thread::sleep(Duration::from_millis(1500));
+    drop(broker);
+    std::thread::sleep(Duration::from_millis(500));
+    let _again = Broker::start(&["--listen", &address]);
+    let output = child.wait_with_output().expect("it ends");
+    assert_code(&output, 0, "CONNECTION");
+    let result = json(&file);
+    let produce = part(&result, "produce");
+    let errors: u64 = produce["errors"].as_object().expect("errors").values().filter_map(Value::as_u64).sum();
+    assert!(errors > 0, "{}", produce["errors"]);
+    // What was due while nobody listened was sent later, and waited.
+    let records = produce["records"].as_u64().expect("a number");
+    assert!((1900..=2000).contains(&records), "{records}");
+    assert!(produce["latency"]["summary"]["max_ns"].as_u64().expect("a number") > 300_000_000);
+}
+
+/// A worker in a process of its own.
+fn worker() -> Broker {
+    let mut command = program();
+    let mut child = command
+        .args(["worker", "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut address = String::new();
+    let out = child.stdout.take().expect("piped");
+    BufReader::new(out).read_line(&mut address).expect("it says where it listens");
+    Broker { child, address: address.trim().to_owned() }
+}
+
+#[test]
+fn two_workers_make_the_load_of_one_and_their_counts_merge() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let (one, other) = (worker(), worker());
+    let workers = format!("{},{}", one.address, other.address);
+    let file = folder.file("result.json");
+    // Twice, since a worker serves one run after the other.
+    for _ in 0..2 {
+        let scenario =
+            scenario(&folder, STEADY, "[[phases.consumers]]\nfrom = \"latest\"\nwait_ms = 50\ncount = 2");
+        let output = folder_run(&broker, &scenario, &file, &["--workers", &workers]);
+        assert_code(&output, 0, "checked");
+        let result = json(&file);
+        assert_eq!(part(&result, "produce")["records"], 1000);
+        assert_eq!(part(&result, "produce")["latency"]["summary"]["count"], 1000);
+        // Two readers, one on each machine; both receive all.
+        assert_eq!(part(&result, "end_to_end")["latency"]["summary"]["count"], 2000);
+        assert_eq!(
+            (&result["integrity"]["checked"], &result["integrity"]["lost"]),
+            (&2200.into(), &0.into())
+        );
+        let machines = result["machines"].as_array().expect("machines");
+        assert_eq!(machines.len(), 2);
+        assert!(machines.iter().all(|one| one["clock_error_ns"].as_u64().is_some_and(|ns| ns < 10_000_000)));
+    }
+    drop(other);
+    let output = folder_run(&broker, &scenario(&folder, STEADY, ""), &file, &["--workers", &workers]);
+    assert_code(&output, 1, "worker");
+}
