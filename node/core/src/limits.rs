@@ -30,8 +30,6 @@ pub const BULK_WRITE_BYTES: usize = 512 << 10;
 pub const BULK_WRITES_MAX: usize = 16;
 /// Bytes of one fill write at most.
 pub const FILL_WRITE_BYTES_MAX: usize = 1 << 20;
-/// The same where nobody waits for it: a synchronous write waits for the disk to be done with it.
-pub const FILL_WRITE_BYTES_CALM: usize = 256 << 10;
 /// Unfilled bytes of one partition from which it is filled without waiting for a checkpoint.
 pub const FILL_BYTES_MIN: usize = 1 << 20;
 /// Segment writes of one shard in flight at a time.
@@ -107,7 +105,6 @@ const _: () = assert!(JOURNAL_FILE_BYTES <= JOURNAL_FILE_BYTES_MAX);
 // What is below the bulk threshold fits a group.
 const _: () = assert!((BULK_BYTES_MIN as u64) < GROUP_BYTES_MAX / 4);
 const _: () = assert!(BULK_WRITE_BYTES <= BULK_BYTES_MIN);
-const _: () = assert!(FILL_WRITE_BYTES_CALM <= FILL_WRITE_BYTES_MAX);
 const _: () = assert!((FILL_WRITE_BYTES_MAX as u64).is_multiple_of(BLOCK_BYTES));
 const _: () =
     assert!(ALLOCATE_BYTES_MIN.is_multiple_of(BLOCK_BYTES) && ALLOCATE_BYTES_MIN <= ALLOCATE_BYTES_MAX);

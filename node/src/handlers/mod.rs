@@ -53,7 +53,7 @@ use flumen_wire::codec::{Decode, DecodeError, Message, Reader, Writer};
 use flumen_wire::frame::{RequestHeader, encode_response};
 
 use crate::net::Flow;
-use crate::net::connection::{Connection, Place};
+use crate::net::connection::{Connection, Place, TASK_BYTES};
 use crate::net::response::Response;
 use crate::runtime;
 use crate::shard::Shard;
@@ -70,6 +70,8 @@ pub(crate) struct Request {
     /// Where the response goes; `None` for a produce that wants none.
     pub(crate) place: Option<Place>,
     pub(crate) began: Duration,
+    /// What it is taken to pin of its connection's share.
+    pub(crate) pinned: usize,
     frame: Bytes,
     body_at: usize,
 }
@@ -147,9 +149,11 @@ pub(crate) fn dispatch(shard: &Shard, connection: &Rc<Connection>, frame: Bytes)
         connection: Rc::clone(connection),
         place: None,
         began: runtime::uptime(),
+        pinned: frame.len().max(if key == ApiKey::Produce { 0 } else { TASK_BYTES }),
         frame,
         body_at,
     };
+    connection.pin(request.pinned);
     match key {
         ApiKey::Produce => produce::begin(shard, request),
         _ => {
@@ -165,7 +169,10 @@ fn run(shard: Rc<Shard>, request: Request) {
     runtime::spawn(request.key.name(), async move {
         let Some(place) = request.place else { unreachable!("reserved before") };
         let (key, began, connection) = (request.key, request.began, Rc::clone(&request.connection));
-        match handle(&shard, request).await {
+        let pinned = request.pinned;
+        let handled = handle(&shard, request).await;
+        connection.unpin(pinned);
+        match handled {
             Ok(response) => {
                 shard.net.answer(&connection, place, response);
                 shard.probe.request(key as i16, runtime::uptime().saturating_sub(began), false);

@@ -167,6 +167,7 @@ fn check_timestamps(checked: &Checked, config: &LogConfig) -> Result<(), Outcome
 /// All parts are settled: answers, or, without acks, closes the connection when anything was refused.
 pub(crate) fn answer(shard: &Shard, call: ProduceCall) {
     let request = &call.request;
+    request.connection.unpin(request.pinned);
     let latency = runtime::uptime().saturating_sub(request.began);
     let failed = call.partitions.iter().any(|partition| partition.outcome.error != ErrorCode::None);
     shard.probe.request(request.key as i16, latency, failed);

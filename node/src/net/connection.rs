@@ -32,6 +32,12 @@ use crate::shard::fetch::ParkedFetch;
 
 /// Requests of one connection that may be under way at once; past it, its input waits in the socket.
 pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 2048;
+/// As many of any size.
+const REQUESTS_IN_FLIGHT_MIN: usize = 256;
+/// What the requests of a connection may pin, from [`REQUESTS_IN_FLIGHT_MIN`] of them on.
+const IN_FLIGHT_BYTES_PAUSE: usize = 4 << 20;
+/// What a request is taken to pin at least that is worked on as a task.
+pub(crate) const TASK_BYTES: usize = IN_FLIGHT_BYTES_PAUSE / REQUESTS_IN_FLIGHT_MIN;
 /// Response bytes waiting to be sent, from which on no further request of the connection is read.
 pub(crate) const UNSENT_BYTES_PAUSE: usize = 1 << 20;
 /// Slices given to one `sendmsg`.
@@ -75,6 +81,8 @@ pub(crate) struct Connection {
     /// A handler asked for a pause (back-pressure of the log).
     pub(super) held: Cell<u32>,
     pub(super) last_active: Cell<Duration>,
+    /// What the requests under way pin.
+    in_flight_bytes: Cell<usize>,
     /// Fetches of this connection that wait for data.
     pub(crate) parked: RefCell<Vec<Rc<ParkedFetch>>>,
 }
@@ -124,6 +132,7 @@ impl Connection {
             listed: Cell::new(false),
             held: Cell::new(0),
             last_active: Cell::new(now),
+            in_flight_bytes: Cell::new(0),
             parked: RefCell::default(),
         }
     }
@@ -134,6 +143,17 @@ impl Connection {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
+    }
+
+    /// A request begins that pins so much, until as much has been [taken off](Connection::unpin).
+    pub(crate) fn pin(&self, bytes: usize) {
+        self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+    }
+
+    /// It has ended.
+    pub(crate) fn unpin(&self, bytes: usize) {
+        let left = self.in_flight_bytes.get().checked_sub(bytes);
+        self.in_flight_bytes.set(left.expect("a request ends once"));
     }
 
     /// Takes the next place for a response.
@@ -164,6 +184,8 @@ impl Connection {
         let output = self.output.borrow();
         self.held.get() == 0
             && output.places.len() < REQUESTS_IN_FLIGHT_MAX
+            && (output.places.len() < REQUESTS_IN_FLIGHT_MIN
+                || self.in_flight_bytes.get() < IN_FLIGHT_BYTES_PAUSE)
             && output.unsent_bytes + output.waiting_bytes < UNSENT_BYTES_PAUSE
     }
 

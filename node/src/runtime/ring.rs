@@ -125,8 +125,8 @@ impl Future for Operation {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let key = self.key.expect("not polled after its end");
         let polled = RING.with_borrow_mut(|ring| {
-            let ring = ring.as_mut().expect("the ring is there until all operations are over");
-            ring.poll(key, context)
+            // Without it the shard has ended.
+            ring.as_mut().map_or(Poll::Pending, |ring| ring.poll(key, context))
         });
         if polled.is_ready() {
             self.key = None;

@@ -15,9 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use flumen_core::journal::{CheckpointPlan, checkpoint_due};
-use flumen_core::limits::{
-    BULK_BYTES_PER_CHECKPOINT, FILL_BYTES_MIN, FILL_WRITE_BYTES_CALM, FILL_WRITE_BYTES_MAX, FILLS_MAX,
-};
+use flumen_core::limits::{BULK_BYTES_PER_CHECKPOINT, FILL_BYTES_MIN, FILL_WRITE_BYTES_MAX, FILLS_MAX};
 use flumen_core::types::{Lsn, Offset};
 use futures_util::future::select;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -33,10 +31,6 @@ use crate::partition::{Filled, Note, Partition, segment_path};
 const CHECKPOINT_RESERVE_BYTES: u64 = 1 << 20;
 /// Time from a checkpoint that could not be written to the next attempt.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
-/// Between two fills that nobody waits for: as long as the first took, within these.
-const FILL_REST_MIN: Duration = Duration::from_millis(1);
-/// See [`FILL_REST_MIN`].
-const FILL_REST_MAX: Duration = Duration::from_millis(10);
 
 /// What a checkpoint needs beside the bytes of its file.
 struct Snapshot {
@@ -214,25 +208,19 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             .collect()
         };
         if due.is_empty() {
-            self.state.borrow_mut().fill_hurried = false;
             return;
         }
         self.fill_all(due).await;
-        let mut state = self.state.borrow_mut();
-        state.fill_hurried = state.fill_due && state.fill_hurried;
-        state.evict(self.settings.cache_bytes_max);
-        drop(state);
+        self.state.borrow_mut().evict(self.settings.cache_bytes_max);
         self.settle_soon();
     }
 
-    /// Fills partitions: several at a time when somebody waits for it, else one after the other in small writes with
-    /// rests, so that groups do not queue behind them at the disk.
+    /// Fills partitions, several at a time.
     async fn fill_all(&self, slots: Vec<Slot>) {
         let mut slots = slots.into_iter();
         let mut tasks = FuturesUnordered::new();
         loop {
-            let depth = if self.is_fill_urgent() { FILLS_MAX } else { 1 };
-            while tasks.len() < depth {
+            while tasks.len() < FILLS_MAX {
                 let Some(slot) = slots.next() else { break };
                 tasks.push(Box::pin(self.fill(slot)));
             }
@@ -242,38 +230,23 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
     }
 
-    /// Whether appends or bulk wait for fills, or soon will, or the engine ends.
-    fn is_fill_urgent(&self) -> bool {
-        let state = self.state.borrow();
-        let staged = state.staged_bytes + state.buffers.pinned_bytes();
-        self.life.get() != Life::Running
-            || state.full
-            || state.fill_hurried
-            || state.checkpoint_wanted
-            || state.journal.free_count() == 0
-            || staged > self.settings.staged_bytes_max / 4 * 3
-    }
-
     /// Writes what is durable of a partition to its segments.
     async fn fill(&self, slot: Slot) {
         // Where nothing came of it nobody is woken: the commit loop may wait, and would wake this task again.
         let mut changed = false;
         loop {
-            let hurried = self.is_fill_urgent();
             let planned = {
                 let mut state = self.state.borrow_mut();
                 let durable = state.journal.durable_lsn;
                 let Some(partition) = state.get_mut(slot) else { return };
                 changed |= std::mem::take(&mut partition.fill_wanted);
-                let bytes_max = if hurried { FILL_WRITE_BYTES_MAX } else { FILL_WRITE_BYTES_CALM };
-                let lose_prefix = planted!(self.settings, TailPrefixLost);
-                let planned = partition.plan_fill(&self.disk, durable, bytes_max, lose_prefix);
+                let planned =
+                    partition.plan_fill(&self.disk, durable, planted!(self.settings, TailPrefixLost));
                 state.metrics.filled_bytes += planned.as_ref().map_or(0, |fill| fill.bytes as u64);
                 planned
             };
             let Some(fill) = planned else { break };
             changed = true;
-            let began = self.disk.monotonic();
             let written = fill.file.write_at(fill.buffer, fill.position).await;
             let mut guard = self.state.borrow_mut();
             let state = &mut *guard;
@@ -286,10 +259,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if let Err(error) = written {
                 self.segment_fault(slot, fill.base, "write", &error);
                 break;
-            }
-            if !self.is_fill_urgent() {
-                let took = self.disk.monotonic().saturating_sub(began);
-                self.disk.sleep(took.clamp(FILL_REST_MIN, FILL_REST_MAX)).await;
             }
         }
         if !changed {
@@ -684,7 +653,7 @@ pub(crate) async fn write_checkpoint<D: Disk>(
 
 impl<D: Disk, T> Partition<D, T> {
     /// The next write of a fill: durable chunks of one segment, or a partial block that only bulk left.
-    fn plan_fill(&mut self, disk: &D, durable: Lsn, bytes_max: usize, lose_prefix: bool) -> Option<Fill<D>> {
+    fn plan_fill(&mut self, disk: &D, durable: Lsn, lose_prefix: bool) -> Option<Fill<D>> {
         if self.offline.is_some() {
             return None;
         }
@@ -693,7 +662,7 @@ impl<D: Disk, T> Partition<D, T> {
             let mut parts = Vec::new();
             let mut bytes = 0;
             let mut next = self.unwritten;
-            while bytes < bytes_max {
+            while bytes < FILL_WRITE_BYTES_MAX {
                 let Some(chunk) = self.chunk(next).filter(|chunk| chunk.segment_base == base) else { break };
                 if chunk.lsn > durable {
                     break;
