@@ -326,7 +326,10 @@ impl World {
             }
             let is_stable = matches!(self.group.state(), GroupState::Stable | GroupState::Empty);
             let is_in = |consumer: &Consumer| {
-                consumer.owned == consumer.told && self.group.member(&consumer.member_id).is_some()
+                // One that was fenced has abandoned all, and joins again with its next heartbeat.
+                consumer.epoch != 0
+                    && consumer.owned == consumer.told
+                    && self.group.member(&consumer.member_id).is_some()
             };
             if is_stable && self.consumers.values().all(is_in) {
                 break;

@@ -32,7 +32,7 @@ use flumen_core::coordinator::consumer::{
     Change, Client, ConsumerGroup, Context, Decision, GroupSettings, Heartbeat, TimerChange,
 };
 use flumen_core::metadata::{Image, PartitionRecord, Record};
-use flumen_core::types::{LeaderEpoch, NodeId, TopicId};
+use flumen_core::types::{LeaderEpoch, NodeId, PartitionId, TopicId};
 use flumen_wire::messages::consumer_group_heartbeat_request::{
     ConsumerGroupHeartbeatRequest, TopicPartitions,
 };
@@ -252,7 +252,18 @@ impl World {
         let checked = match (command, member) {
             ("commit", member) => {
                 let version = option(words, "v").map_or(9, |version| version.parse().unwrap());
-                self.group.check_commit(if member == "-" { "" } else { member }, epoch, version)
+                let right = self.group.check_commit(if member == "-" { "" } else { member }, epoch, version);
+                let right = match right {
+                    Ok(right) => right,
+                    Err(refused) => return refused.to_string(),
+                };
+                let of = |place: &str| {
+                    let (topic, partition) = place.split_once(':').unwrap();
+                    let topic = self.image.topic(topic).unwrap().id;
+                    PartitionId { topic, partition: partition.parse().unwrap() }
+                };
+                let refused = option(words, "of").and_then(|place| right.check(of(place)).err());
+                return refused.map_or_else(|| "yes".to_owned(), |code| code.to_string());
             }
             (_, "-") => self.group.check_fetch(None, epoch),
             (_, member) => self.group.check_fetch(Some(member), epoch),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::coordinator::assignor::Partitions;
+use crate::types::PartitionId;
 
 /// A change of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,4 +170,53 @@ pub struct CurrentAssignment {
     pub assigned: Partitions,
     /// What it has been told to give up, and may own still.
     pub pending_revocation: Partitions,
+    /// Since when it has each of those.
+    pub since: AssignmentEpochs,
+}
+
+impl CurrentAssignment {
+    /// What the member may own.
+    pub(super) fn owned(&self) -> impl Iterator<Item = &PartitionId> {
+        self.assigned.iter().chain(self.pending_revocation.iter())
+    }
+}
+
+/// The epoch in which a member was given each of its partitions (KIP-1251): what it commits of one is its own to commit
+/// since then, also when the member has moved on to a newer epoch meanwhile. In rising order of partitions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AssignmentEpochs(Arc<[(PartitionId, i32)]>);
+
+impl AssignmentEpochs {
+    /// Of a member that has all of it since one epoch.
+    pub fn all(partitions: &Partitions, epoch: i32) -> AssignmentEpochs {
+        partitions.iter().map(|partition| (*partition, epoch)).collect()
+    }
+
+    /// The epoch of one partition, if the member has it.
+    pub fn of(&self, partition: PartitionId) -> Option<i32> {
+        let place = self.0.binary_search_by_key(&partition, |(partition, _)| *partition).ok()?;
+        Some(self.0[place].1)
+    }
+
+    /// Of what a member has from now on: as before, and this epoch for what it did not have.
+    pub(super) fn carried<'a>(
+        &self,
+        owned: impl Iterator<Item = &'a PartitionId>,
+        epoch: i32,
+    ) -> AssignmentEpochs {
+        let next: Vec<(PartitionId, i32)> =
+            owned.map(|partition| (*partition, self.of(*partition).unwrap_or(epoch))).collect();
+        let next: AssignmentEpochs = next.into_iter().collect();
+        // Most steps change nothing: then there is one copy.
+        if next == *self { self.clone() } else { next }
+    }
+}
+
+impl FromIterator<(PartitionId, i32)> for AssignmentEpochs {
+    fn from_iter<I: IntoIterator<Item = (PartitionId, i32)>>(epochs: I) -> AssignmentEpochs {
+        let mut epochs = Vec::from_iter(epochs);
+        epochs.sort_unstable();
+        epochs.dedup_by_key(|(partition, _)| *partition);
+        AssignmentEpochs(epochs.into())
+    }
 }

@@ -1,5 +1,6 @@
 //! What others may see of a consumer group, and what they may do to its offsets.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use flumen_wire::ErrorCode;
@@ -7,6 +8,7 @@ use flumen_wire::ErrorCode;
 use super::super::assignor::{Assignor, Partitions};
 use super::group::{ConsumerGroup, Member};
 use super::{Context, Refused};
+use crate::types::PartitionId;
 
 /// The state of a consumer group, as ListGroups and ConsumerGroupDescribe say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,12 +91,17 @@ impl ConsumerGroup {
         }
     }
 
-    /// Whether who says that it is this member in this epoch may commit offsets. Members of the consumer protocol need
+    /// What somebody may commit who says that it is this member in this epoch. Members of the consumer protocol need
     /// version 9 of OffsetCommit, in which the generation is an epoch.
-    pub fn check_commit(&self, member_id: &str, member_epoch: i32, version: i16) -> Result<(), Refused> {
+    pub fn check_commit(
+        &self,
+        member_id: &str,
+        member_epoch: i32,
+        version: i16,
+    ) -> Result<CommitRight<'_>, Refused> {
         // Neither tools nor consumers that assign themselves may meddle with a group that has members.
         if member_epoch < 0 && self.is_empty() {
-            return Ok(());
+            return Ok(CommitRight::Everything);
         }
         let member = self.known(member_id)?;
         if member.metadata.classic.is_none() && version < 9 {
@@ -103,7 +110,15 @@ impl ConsumerGroup {
                 "OffsetCommit version 9 or above must be used by members using the modern group protocol",
             ));
         }
-        check_epoch(member, member_epoch)
+        let known = member.current.member_epoch;
+        match member_epoch.cmp(&known) {
+            Ordering::Equal => Ok(CommitRight::Everything),
+            Ordering::Less => Ok(CommitRight::OfEpoch { member, member_epoch }),
+            Ordering::Greater => Err(Refused::new(
+                wrong_epoch(member),
+                format!("Received member epoch {member_epoch} is newer than current member epoch {known}."),
+            )),
+        }
     }
 
     /// Whether who says that it is this member in this epoch may read offsets; tools say nothing.
@@ -131,11 +146,43 @@ fn check_epoch(member: &Member, received: i32) -> Result<(), Refused> {
     if received == expected {
         return Ok(());
     }
-    let code = match member.metadata.classic {
-        Some(_) => ErrorCode::IllegalGeneration,
-        None => ErrorCode::StaleMemberEpoch,
-    };
     let text =
         format!("The received member epoch {received} does not match the expected member epoch {expected}.");
-    Err(Refused::new(code, text))
+    Err(Refused::new(wrong_epoch(member), text))
+}
+
+/// What a member is told that comes in another epoch than its own, in the words of its protocol.
+fn wrong_epoch(member: &Member) -> ErrorCode {
+    match member.metadata.classic {
+        Some(_) => ErrorCode::IllegalGeneration,
+        None => ErrorCode::StaleMemberEpoch,
+    }
+}
+
+/// Of which partitions somebody may commit offsets.
+#[derive(Clone, Copy, Debug)]
+pub enum CommitRight<'a> {
+    /// Of any.
+    Everything,
+    /// A member that has moved on, but did not know so yet: of those that it has had since that epoch, or longer
+    /// (KIP-1251).
+    OfEpoch {
+        /// The member.
+        member: &'a Member,
+        /// The epoch that it said.
+        member_epoch: i32,
+    },
+}
+
+impl CommitRight<'_> {
+    /// Whether it covers a partition.
+    pub fn check(&self, partition: PartitionId) -> Result<(), ErrorCode> {
+        match self {
+            CommitRight::Everything => Ok(()),
+            CommitRight::OfEpoch { member, member_epoch } => match member.current.since.of(partition) {
+                Some(since) if since <= *member_epoch => Ok(()),
+                _ => Err(wrong_epoch(member)),
+            },
+        }
+    }
 }

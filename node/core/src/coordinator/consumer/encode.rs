@@ -23,12 +23,13 @@ use flumen_wire::group::consumer_group_target_assignment_metadata_key::ConsumerG
 use flumen_wire::group::consumer_group_target_assignment_metadata_value::ConsumerGroupTargetAssignmentMetadataValue;
 
 use super::change::{
-    Change, ClassicMember, CurrentAssignment, GroupEpoch, MemberMetadata, MemberState, ResolvedExpression,
-    TargetEpoch,
+    AssignmentEpochs, Change, ClassicMember, CurrentAssignment, GroupEpoch, MemberMetadata, MemberState,
+    ResolvedExpression, TargetEpoch,
 };
 use super::partitions_of;
 use crate::coordinator::assignor::Partitions;
 use crate::coordinator::record::{Decoded, Record};
+use crate::types::{PartitionId, TopicId};
 
 /// Each value has one version, and grows by tagged fields.
 const VERSION: i16 = 0;
@@ -95,8 +96,11 @@ impl Change {
                         member_epoch: current.member_epoch,
                         previous_member_epoch: current.previous_member_epoch,
                         state: current.state.code(),
-                        assigned_partitions: current_partitions(&current.assigned),
-                        partitions_pending_revocation: current_partitions(&current.pending_revocation),
+                        assigned_partitions: current_partitions(&current.assigned, &current.since),
+                        partitions_pending_revocation: current_partitions(
+                            &current.pending_revocation,
+                            &current.since,
+                        ),
                     }),
                 )
             }
@@ -147,6 +151,7 @@ impl Change {
                     state: MemberState::from_code(value.state),
                     assigned: current_set(&value.assigned_partitions),
                     pending_revocation: current_set(&value.partitions_pending_revocation),
+                    since: assignment_epochs(value),
                 });
                 (key.group_id, Change::Current(key.member_id.into(), current))
             }
@@ -169,13 +174,30 @@ fn texts(texts: &[&str]) -> Vec<Arc<str>> {
     texts.iter().map(|text| Arc::from(*text)).collect()
 }
 
-fn current_partitions(partitions: &Partitions) -> Vec<current_value::TopicPartitions> {
-    partitions
-        .by_topic()
-        .map(|(topic, partitions)| current_value::TopicPartitions {
-            topic_id: topic.0,
-            partitions: partitions.collect(),
-            assignment_epochs: None,
+fn current_partitions(
+    partitions: &Partitions,
+    since: &AssignmentEpochs,
+) -> Vec<current_value::TopicPartitions> {
+    let of_topic = |(topic, partitions): (TopicId, &[PartitionId])| current_value::TopicPartitions {
+        topic_id: topic.0,
+        partitions: partitions.iter().map(|one| one.partition).collect(),
+        assignment_epochs: partitions.iter().map(|one| since.of(*one)).collect(),
+    };
+    let topics = partitions.chunk_by(|a, b| a.topic == b.topic);
+    topics.map(|partitions| of_topic((partitions[0].topic, partitions))).collect()
+}
+
+/// Since when a member has what a record says that it has: releases before 4.3 do not say, and then it is the record's
+/// own epoch.
+fn assignment_epochs(value: &ConsumerGroupCurrentMemberAssignmentValue) -> AssignmentEpochs {
+    let topics = value.assigned_partitions.iter().chain(&value.partitions_pending_revocation);
+    topics
+        .flat_map(|topic| {
+            let epochs = topic.assignment_epochs.as_deref().unwrap_or_default();
+            topic.partitions.iter().enumerate().map(move |(place, partition)| {
+                let id = PartitionId { topic: TopicId(topic.topic_id), partition: *partition };
+                (id, epochs.get(place).copied().unwrap_or(value.member_epoch))
+            })
         })
         .collect()
 }

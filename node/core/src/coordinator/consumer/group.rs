@@ -126,13 +126,6 @@ impl ConsumerGroup {
     }
 }
 
-impl CurrentAssignment {
-    /// What the member may own.
-    fn owned(&self) -> impl Iterator<Item = &PartitionId> {
-        self.assigned.iter().chain(self.pending_revocation.iter())
-    }
-}
-
 /// Look-ups.
 impl ConsumerGroup {
     /// The group's epoch; 0 before it has any.

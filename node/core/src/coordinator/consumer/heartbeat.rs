@@ -13,7 +13,7 @@ use flumen_wire::ErrorCode;
 use flumen_wire::messages::consumer_group_heartbeat_request::ConsumerGroupHeartbeatRequest;
 
 use super::super::assignor::{Assignor, Partitions};
-use super::change::{Change, CurrentAssignment, MemberMetadata, MemberState};
+use super::change::{AssignmentEpochs, Change, CurrentAssignment, MemberMetadata, MemberState};
 use super::group::{ConsumerGroup, Draft, Member};
 use super::{Context, Decision, Refused, TimerChange, partitions_of};
 use crate::limits::{GROUP_MEMBER_TOPICS_MAX, GROUP_MEMBERS_BYTES_MAX, GROUP_NAME_BYTES_MAX};
@@ -184,6 +184,8 @@ impl ConsumerGroup {
             state: MemberState::Stable,
             assigned: member.current.assigned.clone(),
             pending_revocation: Partitions::new(),
+            // As Kafka writes it: whoever comes back begins anew.
+            since: AssignmentEpochs::all(&member.current.assigned, 0),
         };
         Ok(Decision {
             records: vec![Change::Current(Arc::clone(id), Some(away))],
@@ -390,8 +392,9 @@ impl Draft<'_> {
 
 /// A member that begins anew: it owns nothing, and what it was told before is its own to have again.
 fn rejoining(member: Member) -> Member {
-    let assigned = member.current.assigned;
-    Member { current: CurrentAssignment { assigned, ..CurrentAssignment::default() }, ..member }
+    let CurrentAssignment { assigned, since, .. } = member.current;
+    let since = since.carried(assigned.iter(), 0);
+    Member { current: CurrentAssignment { assigned, since, ..CurrentAssignment::default() }, ..member }
 }
 
 /// What a member says about itself now.

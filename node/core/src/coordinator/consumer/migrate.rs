@@ -26,7 +26,8 @@ use flumen_wire::messages::leave_group_request::LeaveGroupRequest;
 use flumen_wire::messages::sync_group_request::SyncGroupRequest;
 
 use super::change::{
-    Change, ClassicMember, CurrentAssignment, GroupEpoch, MemberMetadata, MemberState, TargetEpoch,
+    AssignmentEpochs, Change, ClassicMember, CurrentAssignment, GroupEpoch, MemberMetadata, MemberState,
+    TargetEpoch,
 };
 use super::classic::{ClassicJoin, assignment, consumer_metadata, partitions, subscription, version_of};
 use super::requests::in_context;
@@ -209,6 +210,7 @@ fn upgraded(cx: &Context<'_>, classic: &ClassicGroup) -> Option<Vec<Change>> {
             state: MemberState::Stable,
             assigned: owned.clone(),
             pending_revocation: Partitions::new(),
+            since: AssignmentEpochs::all(&owned, epoch),
         };
         let metadata = moved_metadata(member, spoken.as_deref())?;
         changes.push(Change::Member(Arc::clone(&id), Some(Arc::new(metadata))));

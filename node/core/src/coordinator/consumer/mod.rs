@@ -55,11 +55,11 @@ use super::assignor::{Assignor, Partitions};
 use crate::metadata::Image;
 
 pub use change::{
-    Change, ClassicMember, CurrentAssignment, GroupEpoch, MemberMetadata, MemberState, ResolvedExpression,
-    TargetEpoch,
+    AssignmentEpochs, Change, ClassicMember, CurrentAssignment, GroupEpoch, MemberMetadata, MemberState,
+    ResolvedExpression, TargetEpoch,
 };
 pub use classic::{ClassicJoin, ClassicJoined, ClassicSynced};
-pub use describe::{DescribedGroup, DescribedMember, GroupState};
+pub use describe::{CommitRight, DescribedGroup, DescribedMember, GroupState};
 pub use group::{ConsumerGroup, Member};
 pub use heartbeat::{Client, Heartbeat, HeartbeatAnswer, LEAVE_EPOCH, LEAVE_STATIC_EPOCH};
 

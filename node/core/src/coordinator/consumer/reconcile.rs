@@ -60,6 +60,7 @@ impl ConsumerGroup {
                 member_epoch: epoch.min(self.target_epoch.epoch),
                 previous_member_epoch: current.member_epoch,
                 state: MemberState::UnrevokedPartitions,
+                since: current.since.carried(kept.iter().chain(to_revoke.iter()), epoch),
                 assigned: kept,
                 pending_revocation: to_revoke,
             };
@@ -68,11 +69,13 @@ impl ConsumerGroup {
         let free =
             lacking.filtered(|partition| self.owner(&partition).is_none_or(|owner| &**owner == member_id));
         let has_all = free.len() == lacking.len();
+        let assigned = kept.union(&free);
         let next = CurrentAssignment {
             member_epoch: self.target_epoch.epoch,
             previous_member_epoch: current.member_epoch,
             state: if has_all { MemberState::Stable } else { MemberState::UnreleasedPartitions },
-            assigned: kept.union(&free),
+            since: current.since.carried(assigned.iter(), self.target_epoch.epoch),
+            assigned,
             pending_revocation: Partitions::new(),
         };
         // Waiting for the same as before is no step.

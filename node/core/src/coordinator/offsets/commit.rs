@@ -13,7 +13,7 @@ use crate::coordinator::record::Record;
 use crate::coordinator::{Caller, Context, Coordinator};
 use crate::limits::{GROUPS_PER_COORDINATOR_MAX, OFFSETS_PER_COORDINATOR_MAX};
 use crate::metadata::Topic;
-use crate::types::TopicId;
+use crate::types::{PartitionId, TopicId};
 
 /// The first version that names topics by id (KIP-848).
 const TOPIC_ID_VERSION: i16 = 10;
@@ -88,7 +88,14 @@ impl Coordinator {
             None if caller.version >= GROUP_ID_NOT_FOUND_VERSION => Err(ErrorCode::GroupIdNotFound),
             None => Err(ErrorCode::IllegalGeneration),
             Some(Group::Consumer(group)) => {
-                group.check_commit(member_id, epoch, caller.version).map_err(|refused| refused.code)
+                let right = group.check_commit(member_id, epoch, caller.version);
+                let right = right.map_err(|refused| refused.code)?;
+                // One that is not its own to commit fails all, as in Kafka. Unknown ones have a code of their own.
+                request.topics.iter().try_for_each(|topic| {
+                    let Some(known) = known_topic(cx, topic, caller.version) else { return Ok(()) };
+                    let id = |index| PartitionId { topic: known.id, partition: index };
+                    topic.partitions.iter().try_for_each(|one| right.check(id(one.partition_index)))
+                })
             }
             Some(Group::Classic(_)) => {
                 self.check_classic_commit(cx, request.group_id, member_id, request.group_instance_id, epoch)
