@@ -14,7 +14,7 @@ pub(crate) fn phase(name: &str, outcome: &PhaseOutcome) -> String {
     if let Some(broker) = &outcome.broker_process {
         let usage = &broker.usage;
         let cpu_s = usage.cpu_user_s + usage.cpu_system_s;
-        let _ = write!(text, "  {:12}CPU {cpu_s:.2} s", broker.name);
+        let _ = write!(text, "  {:11} CPU {cpu_s:.2} s", broker.name);
         for (value, unit) in [
             (broker.cpu_s_per_gb, "s/GB"),
             (broker.cpu_us_per_record, "us/record"),
