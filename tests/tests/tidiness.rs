@@ -60,7 +60,8 @@ struct Source {
 
 fn sources() -> Vec<Source> {
     let mut found = Vec::new();
-    for folder in ["wire/src", "client/src", "flatbuffers/src", "node", "bench-harness/src", "tools", "tests"] {
+    for folder in ["wire/src", "client/src", "flatbuffers/src", "node", "bench-harness/src", "tools", "tests"]
+    {
         collect(&root().join(folder), &mut found);
     }
     assert!(found.len() > 20, "the sources are where this test looks for them");
