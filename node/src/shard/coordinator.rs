@@ -157,13 +157,20 @@ impl Shard {
         let config = self.config().group.clone();
         let id = crate::handlers::new_topic_id(self);
         let created = self.decide(move |controller| {
-            let brokers = i16::try_from(controller.image.brokers().len()).unwrap_or(i16::MAX);
+            let brokers = i16::try_from(controller.image.brokers().len()).unwrap_or(i16::MAX).max(1);
+            let wanted = config.offsets_topic_replication_factor;
+            if wanted > brokers {
+                tracing::warn!(
+                    "{OFFSETS_TOPIC} gets {brokers} replicas of the {wanted} that offsets.topic.replication.factor asks \
+                     for: that is how many nodes there are"
+                );
+            }
             let segment_bytes = config.offsets_topic_segment_bytes.to_string();
             let topic = NewTopic {
                 name: OFFSETS_TOPIC,
                 partitions: config.offsets_topic_num_partitions,
                 // A cluster that is still small starts all the same.
-                replication_factor: config.offsets_topic_replication_factor.min(brokers.max(1)),
+                replication_factor: wanted.min(brokers),
                 assignments: Vec::new(),
                 configs: vec![
                     ("cleanup.policy", Some("compact")),
