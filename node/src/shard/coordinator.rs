@@ -160,7 +160,7 @@ impl Shard {
             let brokers = i16::try_from(controller.image.brokers().len()).unwrap_or(i16::MAX).max(1);
             let wanted = config.offsets_topic_replication_factor;
             if wanted > brokers {
-                tracing::warn!(
+                tracing::info!(
                     "{OFFSETS_TOPIC} gets {brokers} replicas of the {wanted} that offsets.topic.replication.factor asks \
                      for: that is how many nodes there are"
                 );
