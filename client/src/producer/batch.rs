@@ -172,9 +172,15 @@ impl Queue {
         self.next_number += 1;
     }
 
+    /// Whether one more may be under way. While a batch has to be sent again, nothing is sent until all of its time are back:
+    /// what was behind it is out of order through no fault of its own.
+    pub(super) fn may_send(&self, window: usize) -> bool {
+        self.in_flight < window && !(self.retrying && self.in_flight > 0)
+    }
+
     /// When something can be sent that cannot be sent now; `Some(now)` when it can.
     pub(super) fn due(&self, now: Instant, linger: Duration, hurry: bool, window: usize) -> Option<Instant> {
-        if self.in_flight >= window || (self.retrying && self.in_flight > 0) {
+        if !self.may_send(window) {
             // Whatever comes back says so.
             return None;
         }
@@ -187,7 +193,7 @@ impl Queue {
         Some(self.paused_until.map_or(lingered, |until| lingered.max(until)).max(now))
     }
 
-    /// The next batch to send; only when [`Queue::due`] says that it is time.
+    /// The next batch to send; only when [`Queue::due`] says that it is time and [`Queue::may_send`] holds still.
     pub(super) fn take(&mut self, closing: &mut Closing<'_>) -> Option<Batch> {
         if self.ready.is_empty() {
             self.close(closing);
@@ -239,5 +245,31 @@ impl Queue {
 
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_none() && self.ready.is_empty() && self.in_flight == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_behind_a_batch_that_failed_waits_for_all_that_was_under_way() {
+        let mut scratch = Vec::new();
+        let mut closing = Closing { identity: None, scratch: &mut scratch };
+        let mut queue = Queue::new();
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            queue.append(NewRecord { value: Some(b"x"), ..NewRecord::default() }, Compression::None, Vec::new);
+            taken.push(queue.take(&mut closing).expect("a record is there"));
+        }
+        assert!(queue.may_send(5) && !queue.may_send(3));
+        let last = taken.pop().expect("three were taken");
+        let middle = taken.pop().expect("three were taken");
+        queue.again(middle);
+        assert!(!queue.may_send(5), "two are still under way");
+        queue.again(last);
+        queue.done();
+        assert!(queue.may_send(5));
+        assert_eq!(queue.take(&mut closing).expect("the earlier of the two").number, 1);
     }
 }

@@ -335,7 +335,10 @@ impl Inner {
         let mut scratch = self.scratch.borrow_mut();
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while let Some(at) = partitions.pop() {
-            let Some(queue) = queues.get_mut(&at) else { continue };
+            // Answers may have come since it was due.
+            let Some(queue) = queues.get_mut(&at).filter(|queue| queue.may_send(self.window())) else {
+                continue;
+            };
             let Some(batch) = queue.take(&mut self.closing(&mut scratch)) else { continue };
             bytes += batch.records().len();
             taken.push((at, batch));
