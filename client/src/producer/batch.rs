@@ -259,7 +259,11 @@ mod tests {
         let mut queue = Queue::new();
         let mut taken = Vec::new();
         for _ in 0..3 {
-            queue.append(NewRecord { value: Some(b"x"), ..NewRecord::default() }, Compression::None, Vec::new);
+            queue.append(
+                NewRecord { value: Some(b"x"), ..NewRecord::default() },
+                Compression::None,
+                Vec::new,
+            );
             taken.push(queue.take(&mut closing).expect("a record is there"));
         }
         assert!(queue.may_send(5) && !queue.may_send(3));
