@@ -149,7 +149,8 @@ pub(crate) struct Producers {
     pub in_flight: usize,
     pub acks: Acks,
     pub idempotent: bool,
-    pub compression: Codec,
+    #[serde(with = "codec")]
+    pub compression: Compression,
     pub partitioning: Partitioning,
     /// How many keys there are; 0: records have none.
     pub keys: u64,
@@ -183,7 +184,7 @@ impl Default for Producers {
             in_flight: 5,
             acks: Acks::All,
             idempotent: false,
-            compression: Codec::None,
+            compression: Compression::None,
             partitioning: Partitioning::RoundRobin,
             keys: 0,
             key_skew: 0.0,
@@ -237,26 +238,23 @@ impl Acks {
     }
 }
 
-/// How batches are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Codec {
-    None,
-    Gzip,
-    Snappy,
-    Lz4,
-    Zstd,
-}
+/// How batches are compressed, by the names of the codecs.
+mod codec {
+    use super::*;
+    use serde::de::Error;
 
-impl Codec {
-    pub(crate) fn compression(self) -> Compression {
-        match self {
-            Codec::None => Compression::None,
-            Codec::Gzip => Compression::Gzip,
-            Codec::Snappy => Compression::Snappy,
-            Codec::Lz4 => Compression::Lz4,
-            Codec::Zstd => Compression::Zstd,
-        }
+    pub(super) fn serialize<S: serde::Serializer>(
+        codec: &Compression,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(codec.name())
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Compression, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Compression::from_name(&name).ok_or_else(|| D::Error::unknown_variant(&name, &Compression::NAMES))
     }
 }
 

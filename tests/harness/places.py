@@ -19,46 +19,29 @@ GO_PROGRAMS = CLIENTS / "go"
 NODE_PROGRAMS = CLIENTS / "node"
 
 
-def node_binary() -> pathlib.Path:
-    """The `flumen-node` to test: $FLUMEN_TEST_NODE, else the release build, else the debug one."""
-    named = os.environ.get("FLUMEN_TEST_NODE")
-    candidates = [pathlib.Path(named)] if named else [
-        TARGET / "release" / "flumen-node",
-        TARGET / "debug" / "flumen-node",
-    ]
+def _built(name: str, variable: str, build: str) -> pathlib.Path:
+    """A binary of this workspace: the one that the environment names, else the release build, else the debug one."""
+    named = os.environ.get(variable)
+    candidates = [pathlib.Path(named)] if named else [TARGET / "release" / name, TARGET / "debug" / name]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise FileNotFoundError(
-        f"no node binary at {', '.join(map(str, candidates))}: run `cargo build --release`"
-    )
+    raise FileNotFoundError(f"no {name} at {', '.join(map(str, candidates))}: run `{build}`")
+
+
+def node_binary() -> pathlib.Path:
+    """The `flumen-node` to test."""
+    return _built("flumen-node", "FLUMEN_TEST_NODE", "cargo build --release")
 
 
 def cli_binary() -> pathlib.Path:
-    """The `flumen` to test: $FLUMEN_TEST_CLI, else the release build, else the debug one."""
-    named = os.environ.get("FLUMEN_TEST_CLI")
-    candidates = [pathlib.Path(named)] if named else [TARGET / "release" / "flumen", TARGET / "debug" / "flumen"]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"no command at {', '.join(map(str, candidates))}: run `cargo build --release -p flumen-tools`"
-    )
+    """The `flumen` to test."""
+    return _built("flumen", "FLUMEN_TEST_CLI", "cargo build --release -p flumen-tools")
 
 
 def bench_binary() -> pathlib.Path:
-    """The `flumen-bench` to test: $FLUMEN_TEST_BENCH, else the release build, else the debug one."""
-    named = os.environ.get("FLUMEN_TEST_BENCH")
-    candidates = [pathlib.Path(named)] if named else [
-        TARGET / "release" / "flumen-bench",
-        TARGET / "debug" / "flumen-bench",
-    ]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"no load generator at {', '.join(map(str, candidates))}: run `cargo build --release -p flumen-bench`"
-    )
+    """The `flumen-bench` to test."""
+    return _built("flumen-bench", "FLUMEN_TEST_BENCH", "cargo build --release -p flumen-bench")
 
 
 def faulty_node_binary() -> pathlib.Path:

@@ -2,6 +2,7 @@
 //! kcat and rpk where they have one.
 
 use crate::offset_spec::{self, OffsetSpec};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flumen_wire::compression::Compression;
 use std::path::PathBuf;
@@ -247,8 +248,8 @@ pub(crate) struct ProduceOptions {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..))]
     pub partition: Option<i32>,
     /// How batches are compressed
-    #[arg(short = 'z', long, value_enum, default_value_t = Codec::None, value_name = "CODEC")]
-    pub compression: Codec,
+    #[arg(short = 'z', long, value_parser = codecs(), default_value_t = Compression::None, value_name = "CODEC")]
+    pub compression: Compression,
     /// Read this file instead of standard input
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -272,27 +273,10 @@ pub(crate) struct ProduceOptions {
     pub no_create: bool,
 }
 
-/// Codecs of batches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)]
-pub(crate) enum Codec {
-    None,
-    Gzip,
-    Snappy,
-    Lz4,
-    Zstd,
-}
-
-impl Codec {
-    pub(crate) fn compression(self) -> Compression {
-        match self {
-            Codec::None => Compression::None,
-            Codec::Gzip => Compression::Gzip,
-            Codec::Snappy => Compression::Snappy,
-            Codec::Lz4 => Compression::Lz4,
-            Codec::Zstd => Compression::Zstd,
-        }
-    }
+/// Codecs of batches, by their names.
+fn codecs() -> impl TypedValueParser<Value = Compression> {
+    PossibleValuesParser::new(Compression::NAMES)
+        .map(|name| Compression::from_name(&name).expect("the parser takes no other names"))
 }
 
 /// Acknowledgements.

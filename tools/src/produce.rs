@@ -117,7 +117,7 @@ fn producer_settings(options: &ProduceOptions) -> Result<ProducerSettings, Failu
             Acks::Leader => 1,
             Acks::None => 0,
         },
-        compression: options.compression.compression(),
+        compression: options.compression,
         linger,
         batch_bytes: options.batch_size as usize,
         idempotent: !options.no_idempotence,

@@ -51,15 +51,17 @@ impl Compression {
         Compression::ALL.get(usize::from(id)).copied().ok_or(id)
     }
 
+    /// How `compression.type` spells each of [`Compression::ALL`].
+    pub const NAMES: [&'static str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
+
     /// As `compression.type` spells it.
     pub fn name(self) -> &'static str {
-        match self {
-            Compression::None => "none",
-            Compression::Gzip => "gzip",
-            Compression::Snappy => "snappy",
-            Compression::Lz4 => "lz4",
-            Compression::Zstd => "zstd",
-        }
+        Compression::NAMES[self as usize]
+    }
+
+    /// The one that is spelt so.
+    pub fn from_name(name: &str) -> Option<Compression> {
+        Compression::ALL.into_iter().find(|codec| codec.name() == name)
     }
 }
 

@@ -543,7 +543,7 @@ impl Lane {
         let clock = &shop.control.clock;
         let start_unix_ns = clock.unix_ns(shop.start.get());
         let timestamp = (clock.unix_ns(now) / 1_000_000) as i64;
-        let (partition, compression) = (entry.place.partition, self.settings.compression.compression());
+        let (partition, compression) = (entry.place.partition, self.settings.compression);
         let (values, key, has_keys) = (&mut self.values, &mut self.key, self.keys.is_some());
         writer.batch(partition, compression, identity, &mut self.scratch, |builder| {
             for (index, one) in batch.iter().enumerate() {

@@ -8,7 +8,7 @@ use super::Identity;
 use flumen_wire::ErrorCode;
 use flumen_wire::api::ApiKey;
 use flumen_wire::batch::BatchBuilder;
-use flumen_wire::codec::{DecodeError, Reader};
+use flumen_wire::codec::{DecodeError, Reader, Sink, Writer};
 use flumen_wire::compression::Compression;
 
 /// The versions that are written here, the newest of which brokers know since Kafka 2.4.
@@ -44,23 +44,25 @@ impl RequestWriter {
             head.version
         );
         let begin = buffer.len();
-        let mut writer = RequestWriter { buffer, begin };
-        writer.i32(0);
+        let mut writer = Writer::append_to(buffer);
+        writer.i32(0); // its length, once that is known
         writer.i16(ApiKey::Produce as i16);
         writer.i16(head.version);
         writer.i32(correlation_id);
-        writer.string(head.client_id);
-        writer.i16(-1); // no transactional id
+        writer.string(head.client_id, false);
+        writer.nullable_string(None, false); // no transactional id
         writer.i16(head.acks);
         writer.i32(head.timeout_ms);
         writer.i32(topics as i32);
-        writer
+        RequestWriter { buffer: writer.into_bytes(), begin }
     }
 
     /// Goes on with a topic, of which so many batches follow.
     pub fn topic(&mut self, name: &str, batches: usize) {
-        self.string(name);
-        self.i32(batches as i32);
+        let mut writer = Writer::append_to(std::mem::take(&mut self.buffer));
+        writer.string(name, false);
+        writer.i32(batches as i32);
+        self.buffer = writer.into_bytes();
     }
 
     /// Adds a batch; `fill` puts the records into it. With an identity the batch's first sequence number is beside it.
@@ -72,10 +74,11 @@ impl RequestWriter {
         scratch: &mut Vec<u8>,
         fill: impl FnOnce(&mut BatchBuilder),
     ) {
-        self.i32(partition);
-        let length_at = self.buffer.len();
-        self.i32(0);
-        let mut builder = BatchBuilder::behind(compression, std::mem::take(&mut self.buffer));
+        let mut writer = Writer::append_to(std::mem::take(&mut self.buffer));
+        writer.i32(partition);
+        let length_at = writer.bytes().len();
+        writer.i32(0);
+        let mut builder = BatchBuilder::behind(compression, writer.into_bytes());
         if let Some((identity, sequence)) = identity {
             builder = builder.producer(identity.id, identity.epoch, sequence);
         }
@@ -93,19 +96,6 @@ impl RequestWriter {
     fn set_length(&mut self, at: usize) {
         let length = (self.buffer.len() - at - 4) as i32;
         self.buffer[at..at + 4].copy_from_slice(&length.to_be_bytes());
-    }
-
-    fn i16(&mut self, value: i16) {
-        self.buffer.extend_from_slice(&value.to_be_bytes());
-    }
-
-    fn i32(&mut self, value: i32) {
-        self.buffer.extend_from_slice(&value.to_be_bytes());
-    }
-
-    fn string(&mut self, value: &str) {
-        self.i16(value.len() as i16);
-        self.buffer.extend_from_slice(value.as_bytes());
     }
 }
 
@@ -160,7 +150,7 @@ pub fn read_response<'a>(
 mod tests {
     use super::*;
     use flumen_wire::batch::NewRecord;
-    use flumen_wire::codec::{Decode, Encode, Writer};
+    use flumen_wire::codec::{Decode, Encode};
     use flumen_wire::frame::RequestHeader;
     use flumen_wire::messages::produce_request::ProduceRequest;
     use flumen_wire::messages::produce_response::{
