@@ -96,6 +96,9 @@ pub(super) struct Queue {
     open: Option<Open>,
     ready: VecDeque<Batch>,
     pub(super) in_flight: usize,
+    /// The broker has taken a batch, so that it refuses one that comes before its turn. Of a producer that it does not
+    /// know it takes whichever comes first, and then refuses those that were to come before it.
+    known: bool,
     /// One was refused for now: nothing is sent before the others have come back.
     retrying: bool,
     /// Nothing is sent before.
@@ -117,6 +120,7 @@ impl Queue {
             open: None,
             ready: VecDeque::new(),
             in_flight: 0,
+            known: false,
             retrying: false,
             paused_until: None,
             pause: BACKOFF_MIN,
@@ -172,10 +176,11 @@ impl Queue {
         self.next_number += 1;
     }
 
-    /// Whether one more may be under way. While a batch has to be sent again, nothing is sent until all of its time are back:
-    /// what was behind it is out of order through no fault of its own.
+    /// Whether one more may be under way. The first batch of all goes alone. While a batch has to be sent again, nothing is
+    /// sent until all of its time are back: what was behind it is out of order through no fault of its own.
     pub(super) fn may_send(&self, window: usize) -> bool {
-        self.in_flight < window && !(self.retrying && self.in_flight > 0)
+        let alone = self.retrying || !self.known;
+        self.in_flight < if alone { 1 } else { window }
     }
 
     /// When something can be sent that cannot be sent now; `Some(now)` when it can.
@@ -203,6 +208,12 @@ impl Queue {
         self.retrying = false;
         self.paused_until = None;
         Some(batch)
+    }
+
+    /// A batch is back and was taken.
+    pub(super) fn delivered(&mut self) {
+        self.known = true;
+        self.done();
     }
 
     /// A batch is back and done with.
@@ -252,6 +263,30 @@ impl Queue {
 mod tests {
     use super::*;
 
+    fn another(queue: &mut Queue, closing: &mut Closing<'_>) -> Batch {
+        let record = NewRecord { value: Some(b"x"), ..NewRecord::default() };
+        queue.append(record, Compression::None, Vec::new);
+        queue.take(closing).expect("a record is there")
+    }
+
+    #[test]
+    fn until_the_broker_knows_the_producer_one_batch_goes_at_a_time() {
+        let mut scratch = Vec::new();
+        let mut closing = Closing { identity: None, scratch: &mut scratch };
+        let mut queue = Queue::new();
+        assert!(queue.may_send(5));
+        let first = another(&mut queue, &mut closing);
+        assert!(!queue.may_send(5), "the second could be taken where the first was refused");
+        queue.again(first);
+        assert!(queue.may_send(5));
+        let first = queue.take(&mut closing).expect("it waits");
+        assert!(!queue.may_send(5), "it is still not known whether it is taken");
+        assert_eq!(first.number, 0);
+        queue.delivered();
+        another(&mut queue, &mut closing);
+        assert!(queue.may_send(5));
+    }
+
     #[test]
     fn what_is_behind_a_batch_that_failed_waits_for_all_that_was_under_way() {
         let mut scratch = Vec::new();
@@ -259,13 +294,9 @@ mod tests {
         let mut queue = Queue::new();
         let mut taken = Vec::new();
         for _ in 0..3 {
-            queue.append(
-                NewRecord { value: Some(b"x"), ..NewRecord::default() },
-                Compression::None,
-                Vec::new,
-            );
-            taken.push(queue.take(&mut closing).expect("a record is there"));
+            taken.push(another(&mut queue, &mut closing));
         }
+        queue.known = true;
         assert!(queue.may_send(5) && !queue.may_send(3));
         let last = taken.pop().expect("three were taken");
         let middle = taken.pop().expect("three were taken");

@@ -358,7 +358,7 @@ impl Inner {
         let Some(queue) = queues.get_mut(at) else { return };
         let error = match result {
             Ok(offset) => {
-                queue.done();
+                queue.delivered();
                 drop(queues);
                 return self.reported(at, batch, Ok(offset));
             }
