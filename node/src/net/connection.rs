@@ -72,6 +72,8 @@ pub(crate) struct Connection {
     pub(super) partial: RefCell<BytesMut>,
     /// `partial` holds whole frames, left there by a pause.
     pub(super) backlog: Cell<bool>,
+    /// The last frame was larger than what is received at once.
+    pub(super) large: Cell<bool>,
     output: RefCell<Output>,
     pub(super) closed: Cell<bool>,
     /// What epoll watches for.
@@ -126,6 +128,7 @@ impl Connection {
             socket,
             partial: RefCell::default(),
             backlog: Cell::new(false),
+            large: Cell::new(false),
             output: RefCell::default(),
             closed: Cell::new(false),
             interest: Cell::new(Interest { read: true, write: false }),

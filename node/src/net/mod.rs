@@ -42,6 +42,8 @@ const BYTES_PER_TURN: usize = 1 << 20;
 const ARENA_BYTES: usize = 256 << 10;
 /// Least room for one receive.
 const RECEIVE_BYTES: usize = 64 << 10;
+/// What is received of a frame whose predecessor was large: its head, so that little is copied when it is large, too.
+const HEAD_BYTES: usize = 4 << 10;
 /// What the buffer of a large frame is made with at most, before its bytes are there.
 const FRAME_BYTES_AT_ONCE: usize = 1 << 20;
 const LISTENER: u64 = u64::MAX;
@@ -388,7 +390,7 @@ impl Net {
             if arena.capacity() < RECEIVE_BYTES {
                 *arena = BytesMut::with_capacity(ARENA_BYTES);
             }
-            let room = arena.capacity();
+            let room = if connection.large.take() { HEAD_BYTES } else { arena.capacity() };
             let received = receive_into(connection, &mut arena, room)?;
             (arena.split_to(received).freeze(), room)
         };
@@ -409,6 +411,7 @@ impl Net {
         let bytes = receive_into(connection, &mut partial, room)?;
         let whole = bytes == missing && wanted > frame::PREFIX_LEN;
         if whole {
+            connection.large.set(wanted > RECEIVE_BYTES);
             self.cut_frames(connection, partial.freeze(), requests)?;
         } else {
             connection.partial.replace(partial);

@@ -1,4 +1,9 @@
 //! Time on a shard: sleeping, timeouts, and the two clocks.
+//!
+//! The timers are glommio's. A shard that waits without glommio ([`super::Waiting`]) has to know when the next of them is
+//! due: that of [`sleep`] is noted for it.
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::OnceLock;
@@ -18,9 +23,41 @@ pub fn uptime() -> Duration {
     ORIGIN.get_or_init(Instant::now).elapsed()
 }
 
+thread_local! {
+    /// When the sleeps of this shard end, each with the address of its note.
+    static ALARMS: RefCell<BTreeSet<(Duration, usize)>> = const { RefCell::new(BTreeSet::new()) };
+}
+
 /// Waits.
 pub async fn sleep(time: Duration) {
+    let _noted = Alarm::set(uptime() + time);
     glommio::timer::sleep(time).await;
+}
+
+/// When the first of the shard's sleeps ends.
+pub(super) fn next_alarm() -> Option<Duration> {
+    ALARMS.with_borrow(|alarms| alarms.first().map(|(at, _)| *at))
+}
+
+/// The note of one sleep, for as long as it lasts.
+struct Alarm(Box<Duration>);
+
+impl Alarm {
+    fn set(at: Duration) -> Alarm {
+        let alarm = Alarm(Box::new(at));
+        ALARMS.with_borrow_mut(|alarms| alarms.insert(alarm.key()));
+        alarm
+    }
+
+    fn key(&self) -> (Duration, usize) {
+        (*self.0, &raw const *self.0 as usize)
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        ALARMS.with_borrow_mut(|alarms| alarms.remove(&self.key()));
+    }
 }
 
 /// Lets the shard's other tasks run once, and has it look at its rings.

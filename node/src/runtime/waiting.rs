@@ -6,14 +6,16 @@
 //! of its door). What glommio works on is not among these, so that wait is bounded:
 //!
 //! ```text
-//!              nothing runnable, nothing in flight through glommio, PASS not over
+//!              nothing runnable, nothing in flight through glommio, neither PASS nor a sleep over
 //!   turn ── others run ──────────────────────────────────────────────> epoll_wait ── sockets ──> turn
-//!                │                                                         │ PASS is over
+//!                │                                                         │ one of them is over
 //!                └── otherwise ──> glommio's way: its rings, its timers, its sleep ── any of the three ──> turn
 //! ```
 //!
 //! Invariants: a shard whose tasks are runnable does not wait; a task that a foreign thread wakes rings the bell;
-//! glommio's timers and files come late by [`PASS`] at most; a shard at rest sleeps glommio's way.
+//! a sleep ends when it should, glommio's other timers and files come late by [`PASS`] at most; a shard at rest sleeps
+//! glommio's way.
+use super::clock::next_alarm;
 use super::executor::is_in_flight;
 use super::task::{Home, home};
 use super::{ring, uptime};
@@ -83,7 +85,8 @@ impl Waiting {
                 give_way().await;
                 continue;
             }
-            let left = (self.passed.get() + PASS).saturating_sub(uptime());
+            let until = self.passed.get() + PASS;
+            let left = next_alarm().map_or(until, |at| until.min(at)).saturating_sub(uptime());
             if runnable || left.is_zero() || is_in_flight() {
                 break;
             }

@@ -75,6 +75,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 // Fills come first; they put the partition back on the list.
                 partition.fill_wanted = true;
                 state.fill_due = true;
+                state.fill_awaited = true;
                 self.upkeep.notify();
                 return;
             }

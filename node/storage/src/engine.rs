@@ -79,6 +79,8 @@ pub(crate) struct State<D: Disk, T> {
     pub(crate) bulk_bytes_since_checkpoint: u64,
     /// Some partition is to be filled without waiting for a checkpoint.
     pub(crate) fill_due: bool,
+    /// Bulk waits for a fill.
+    pub(crate) fill_awaited: bool,
     /// The journal has no free file: a checkpoint is due whatever else.
     pub(crate) checkpoint_wanted: bool,
     /// Snapshots taken for checkpoints, and the last of them that a durable checkpoint holds.
@@ -256,6 +258,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 dirty_since: None,
                 bulk_bytes_since_checkpoint: 0,
                 fill_due: false,
+                fill_awaited: false,
                 checkpoint_wanted: false,
                 checkpoint_round: 0,
                 checkpoint_round_durable: 0,

@@ -14,8 +14,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use flumen_core::journal::{CheckpointPlan, checkpoint_due};
-use flumen_core::limits::{BULK_BYTES_PER_CHECKPOINT, FILL_BYTES_MIN, FILL_WRITE_BYTES_MAX, FILLS_MAX};
+use flumen_core::journal::{CheckpointPlan, FillPace, FillPressure, checkpoint_due};
+use flumen_core::limits::{BULK_BYTES_PER_CHECKPOINT, FILL_BYTES_MIN};
 use flumen_core::types::{Lsn, Offset};
 use futures_util::future::select;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -31,6 +31,8 @@ use crate::partition::{Filled, Note, Partition, segment_path};
 const CHECKPOINT_RESERVE_BYTES: u64 = 1 << 20;
 /// Time from a checkpoint that could not be written to the next attempt.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
+/// Longest rest after a write of a fill.
+const FILL_REST_MAX: Duration = Duration::from_millis(10);
 
 /// What a checkpoint needs beside the bytes of its file.
 struct Snapshot {
@@ -177,7 +179,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             journal_bytes: state.journal.bytes_since_checkpoint,
             bulk_bytes: state.bulk_bytes_since_checkpoint,
             staged_bytes: state.buffers.pinned_bytes(),
-            files_free: state.journal.free_count(),
             dirty_ms: state.dirty_since.map(|since| now.saturating_sub(since).as_millis() as u64),
         };
         let interval = self.settings.checkpoint_interval.as_millis() as u64;
@@ -211,42 +212,68 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             return;
         }
         self.fill_all(due).await;
-        self.state.borrow_mut().evict(self.settings.cache_bytes_max);
+        let mut state = self.state.borrow_mut();
+        let waits = |slot: &Slot| state.get(*slot).is_some_and(|partition| partition.fill_wanted);
+        state.fill_awaited = state.slots().iter().any(waits);
+        state.evict(self.settings.cache_bytes_max);
+        drop(state);
         self.settle_soon();
     }
 
-    /// Fills partitions, several at a time.
+    /// Fills partitions, at the pace that is right at each moment.
     async fn fill_all(&self, slots: Vec<Slot>) {
+        let durable = self.state.borrow().journal.durable_lsn;
         let mut slots = slots.into_iter();
         let mut tasks = FuturesUnordered::new();
         loop {
-            while tasks.len() < FILLS_MAX {
+            while tasks.len() < self.fill_pace().depth {
                 let Some(slot) = slots.next() else { break };
-                tasks.push(Box::pin(self.fill(slot)));
+                tasks.push(Box::pin(self.fill(slot, durable)));
             }
             if tasks.next().await.is_none() {
                 return;
             }
+            // Calm fills take long, and the journal goes on meanwhile.
+            self.keep_journal_ready().await;
         }
     }
 
-    /// Writes what is durable of a partition to its segments.
-    async fn fill(&self, slot: Slot) {
+    fn fill_pace(&self) -> FillPace {
+        let state = self.state.borrow();
+        let out_of_files = state.journal.free_count() == 0 && !state.journal.may_grow();
+        let awaited = state.full
+            || state.fill_awaited
+            || state.checkpoint_wanted
+            || out_of_files
+            || self.life.get() != Life::Running;
+        let pressure = FillPressure {
+            awaited,
+            staged_bytes: state.buffers.pinned_bytes(),
+            staged_max: self.settings.staged_bytes_max,
+            journal_bytes: state.journal.bytes_since_checkpoint,
+            checkpoint_bytes: self.settings.checkpoint_bytes,
+        };
+        pressure.pace()
+    }
+
+    /// Writes what is durable of a partition to its segments, up to a group.
+    async fn fill(&self, slot: Slot, durable: Lsn) {
         // Where nothing came of it nobody is woken: the commit loop may wait, and would wake this task again.
         let mut changed = false;
         loop {
+            let pace = self.fill_pace();
             let planned = {
                 let mut state = self.state.borrow_mut();
-                let durable = state.journal.durable_lsn;
                 let Some(partition) = state.get_mut(slot) else { return };
                 changed |= std::mem::take(&mut partition.fill_wanted);
-                let planned =
-                    partition.plan_fill(&self.disk, durable, planted!(self.settings, TailPrefixLost));
+                let lose_prefix = planted!(self.settings, TailPrefixLost);
+                let planned = partition.plan_fill(&self.disk, durable, pace.write_bytes, lose_prefix);
                 state.metrics.filled_bytes += planned.as_ref().map_or(0, |fill| fill.bytes as u64);
                 planned
             };
             let Some(fill) = planned else { break };
             changed = true;
+            let began = self.disk.monotonic();
             let written = fill.file.write_at(fill.buffer, fill.position).await;
             let mut guard = self.state.borrow_mut();
             let state = &mut *guard;
@@ -259,6 +286,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if let Err(error) = written {
                 self.segment_fault(slot, fill.base, "write", &error);
                 break;
+            }
+            if pace.rests {
+                let took = self.disk.monotonic().saturating_sub(began);
+                self.disk.sleep(took.min(FILL_REST_MAX)).await;
             }
         }
         if !changed {
@@ -653,7 +684,7 @@ pub(crate) async fn write_checkpoint<D: Disk>(
 
 impl<D: Disk, T> Partition<D, T> {
     /// The next write of a fill: durable chunks of one segment, or a partial block that only bulk left.
-    fn plan_fill(&mut self, disk: &D, durable: Lsn, lose_prefix: bool) -> Option<Fill<D>> {
+    fn plan_fill(&mut self, disk: &D, durable: Lsn, bytes_max: usize, lose_prefix: bool) -> Option<Fill<D>> {
         if self.offline.is_some() {
             return None;
         }
@@ -662,7 +693,7 @@ impl<D: Disk, T> Partition<D, T> {
             let mut parts = Vec::new();
             let mut bytes = 0;
             let mut next = self.unwritten;
-            while bytes < FILL_WRITE_BYTES_MAX {
+            while bytes < bytes_max {
                 let Some(chunk) = self.chunk(next).filter(|chunk| chunk.segment_base == base) else { break };
                 if chunk.lsn > durable {
                     break;

@@ -27,5 +27,5 @@ pub use format::{
     GroupHeader, decode_extent, decode_table, encode_extent_prefix, extent_body_len, file_uuid, group_len,
     hash,
 };
-pub use plan::{CheckpointPlan, GroupCut, Route, checkpoint_due, free_files, route};
+pub use plan::{CheckpointPlan, FillPace, FillPressure, GroupCut, Route, checkpoint_due, free_files, route};
 pub use scan::{FileScan, FoundGroup, HeaderSeen, Stop, Tail, judge, scan};

@@ -1,8 +1,8 @@
-//! When and how much: which way a partition's batches go, where a group is cut, when a checkpoint is due, which
-//! journal files it frees.
+//! When and how much: which way a partition's batches go, where a group is cut, when a checkpoint is due, how hard
+//! segments are filled for it, which journal files it frees.
 
 use super::format::group_len;
-use crate::limits::{GROUP_BYTES_MAX, GROUP_ENTRIES_MAX};
+use crate::limits::{FILL_WRITE_BYTES_MAX, FILLS_MAX, GROUP_BYTES_MAX, GROUP_ENTRIES_MAX};
 use crate::types::Lsn;
 
 /// Which way what a partition has staged goes in this cycle.
@@ -83,13 +83,11 @@ pub struct CheckpointPlan {
     pub bulk_bytes: u64,
     /// Bytes that are in memory and not in segments.
     pub staged_bytes: usize,
-    /// Free journal files.
-    pub files_free: usize,
     /// Milliseconds since the first change after the last; `None` when nothing changed.
     pub dirty_ms: Option<u64>,
 }
 
-/// Whether a checkpoint is due: a free file must stand ready, and memory must come free, long before either runs out.
+/// Whether a checkpoint is due: journal files and memory must come free long before either runs out.
 pub fn checkpoint_due(
     plan: &CheckpointPlan,
     bytes: u64,
@@ -102,6 +100,57 @@ pub fn checkpoint_due(
         || plan.bulk_bytes >= bulk_bytes
         || plan.staged_bytes >= staged_max / 2
         || dirty_ms >= interval_ms
+}
+
+/// What decides how hard segments are filled.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FillPressure {
+    /// Appends or bulk wait for it, or the engine ends.
+    pub awaited: bool,
+    /// Bytes that are in memory and not in segments.
+    pub staged_bytes: usize,
+    /// As many at most.
+    pub staged_max: usize,
+    /// Journal bytes written since the last checkpoint.
+    pub journal_bytes: u64,
+    /// Journal bytes from which a checkpoint is due.
+    pub checkpoint_bytes: u64,
+}
+
+/// How hard segments are filled. A group's write queues at the disk behind those of fills, and its sync has to wait for
+/// them too: with many under way commits take ten times as long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FillPace {
+    /// Writes of one shard under way at a time.
+    pub depth: usize,
+    /// Bytes of one at most.
+    pub write_bytes: usize,
+    /// Whether there is a rest after each, as long as it took.
+    pub rests: bool,
+}
+
+impl FillPace {
+    /// Nobody waits.
+    pub const CALM: FillPace = FillPace { depth: 1, write_bytes: 128 << 10, rests: true };
+    /// More comes than that takes away.
+    pub const STEADY: FillPace = FillPace { depth: 2, write_bytes: 512 << 10, rests: false };
+    /// Somebody waits, or soon will.
+    pub const HURRIED: FillPace = FillPace { depth: FILLS_MAX, write_bytes: FILL_WRITE_BYTES_MAX, rests: false };
+}
+
+impl FillPressure {
+    /// The pace that it asks for.
+    pub fn pace(&self) -> FillPace {
+        let staged = |eighths: usize| self.staged_bytes >= self.staged_max / 8 * eighths;
+        let journal = |halves: u64| self.journal_bytes >= self.checkpoint_bytes.saturating_mul(halves) / 2;
+        if self.awaited || staged(6) || journal(6) {
+            FillPace::HURRIED
+        } else if staged(5) || journal(4) {
+            FillPace::STEADY
+        } else {
+            FillPace::CALM
+        }
+    }
 }
 
 /// Of the files of a journal, in order, each with its last LSN, how many from the front a durable checkpoint frees

@@ -193,7 +193,7 @@ fn routes_keep_the_order_of_a_partition() {
 
 #[test]
 fn checkpoints_are_due_only_when_dirty() {
-    let mut plan = CheckpointPlan { journal_bytes: 99, files_free: 1, ..Default::default() };
+    let mut plan = CheckpointPlan { journal_bytes: 99, ..Default::default() };
     assert!(!checkpoint_due(&plan, 10, 10, 10, 10));
     plan.dirty_ms = Some(0);
     assert!(checkpoint_due(&plan, 10, 10, 10, 10));
@@ -201,4 +201,16 @@ fn checkpoints_are_due_only_when_dirty() {
     plan.dirty_ms = Some(10);
     assert!(checkpoint_due(&plan, 100, 10, 10, 10));
     assert_eq!(free_files([Lsn(4), Lsn(9), Lsn(12)].into_iter(), Lsn(9)), 2);
+}
+
+#[test]
+fn fills_are_calm_until_somebody_waits_or_memory_or_the_journal_runs_short() {
+    let bound = FillPressure { staged_max: 800, checkpoint_bytes: 400, ..Default::default() };
+    let begins = FillPressure { staged_bytes: 499, journal_bytes: 400, ..bound };
+    assert_eq!(begins.pace(), FillPace::CALM);
+    assert_eq!(FillPressure { awaited: true, ..begins }.pace(), FillPace::HURRIED);
+    assert_eq!(FillPressure { staged_bytes: 500, ..begins }.pace(), FillPace::STEADY);
+    assert_eq!(FillPressure { staged_bytes: 600, ..begins }.pace(), FillPace::HURRIED);
+    assert_eq!(FillPressure { journal_bytes: 800, ..begins }.pace(), FillPace::STEADY);
+    assert_eq!(FillPressure { journal_bytes: 1200, ..begins }.pace(), FillPace::HURRIED);
 }
