@@ -1,5 +1,6 @@
 //! What can be asked for: the commands and their arguments, as clap reads and documents them.
 
+use crate::engine::{Driver, Means};
 use crate::null_broker::Fault;
 use crate::scenario::Overrides;
 use clap::{Args, Parser, Subcommand};
@@ -82,11 +83,31 @@ pub(crate) struct RunOptions {
     /// Measure what this machine can do at most before the load, and put it into the result
     #[arg(long)]
     pub limits: bool,
+    /// Time bare synchronous writes below --data-dir at the same time as the load, fifty a second: what the disk gave
+    /// meanwhile
+    #[arg(long)]
+    pub raw_sync: bool,
+    #[command(flatten)]
+    pub sending: Sending,
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+/// What makes the load.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Sending {
+    /// The client of the producers
+    #[arg(long, value_enum, default_value_t)]
+    pub driver: Driver,
     /// Sockets by epoll instead of io_uring
     #[arg(long)]
     pub epoll: bool,
-    #[command(flatten)]
-    pub overrides: Overrides,
+}
+
+impl Sending {
+    pub(crate) fn means(self) -> Means {
+        Means { driver: self.driver, uring: !self.epoll }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -124,9 +145,8 @@ pub(crate) struct SelftestOptions {
     /// How many are measured
     #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..10_000))]
     pub stalls: u32,
-    /// Sockets by epoll instead of io_uring
-    #[arg(long)]
-    pub epoll: bool,
+    #[command(flatten)]
+    pub sending: Sending,
 }
 
 #[derive(Args, Debug)]
@@ -195,9 +215,11 @@ pub(crate) struct CompareOptions {
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
-    /// Sockets by epoll instead of io_uring
+    /// Time bare synchronous writes on the disk of each broker that is started here, at the same time as the load
     #[arg(long)]
-    pub epoll: bool,
+    pub raw_sync: bool,
+    #[command(flatten)]
+    pub sending: Sending,
     #[command(flatten)]
     pub overrides: Overrides,
 }

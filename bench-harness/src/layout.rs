@@ -1,6 +1,6 @@
 //! Which connections a phase has, and which thread of which machine gets each.
 
-use crate::engine::{ChurnPlan, LanePlan, PartName, Place, ReaderPlan, Work};
+use crate::engine::{ChurnPlan, Driver, LanePlan, PartName, Place, ReaderPlan, Work};
 use crate::failure::Failure;
 use crate::payload::Values;
 use crate::result::PartKind;
@@ -35,12 +35,14 @@ pub(crate) struct Layout {
     pub is_checkable: bool,
     seed: u64,
     spread: Spread,
+    /// A producer has a connection, and so a lane, for each leader; else one lane for all.
+    by_leader: bool,
     producers: u32,
     readers: usize,
 }
 
 impl Layout {
-    pub(crate) fn new(scenario: &Scenario, phase: &Phase, machine: MachineShare) -> Layout {
+    pub(crate) fn new(scenario: &Scenario, phase: &Phase, machine: MachineShare, driver: Driver) -> Layout {
         let threads = thread_count(scenario, phase);
         Layout {
             works: (0..threads).map(|_| Work::default()).collect(),
@@ -49,12 +51,14 @@ impl Layout {
             is_checkable: !phase.producers.is_empty(),
             seed: scenario.seed,
             spread: Spread { next: 0, threads, machine },
+            // That library has its own connections.
+            by_leader: driver == Driver::Flumen,
             producers: 0,
             readers: 0,
         }
     }
 
-    /// A lane for each producer and leader.
+    /// A lane for each producer and, where that is ours to do, for each leader.
     pub(crate) fn add_producers(&mut self, settings: &Producers, target: &Target) -> Result<(), Failure> {
         let settings = Arc::new(settings.clone());
         let part = self.add_part(PartKind::Produce, &settings.name);
@@ -68,7 +72,14 @@ impl Layout {
             (Some(path), Arrivals::Trace) => Some(read_trace(Path::new(path))?.into()),
             _ => None,
         };
-        let groups = target.places_by_leader();
+        let groups = match self.by_leader {
+            true => target.places_by_leader(),
+            false => {
+                let mut all = target.places_by_leader().concat();
+                all.sort_unstable();
+                vec![all]
+            }
+        };
         let all: usize = groups.iter().map(Vec::len).sum();
         let count = settings.count as usize * groups.len();
         for index in 0..count {
@@ -129,7 +140,7 @@ impl Layout {
         }
     }
 
-    fn add_part(&mut self, kind: PartKind, name: &str) -> usize {
+    pub(crate) fn add_part(&mut self, kind: PartKind, name: &str) -> usize {
         self.parts.push(PartName { kind, name: name.to_owned() });
         self.parts.len() - 1
     }

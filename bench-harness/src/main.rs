@@ -12,7 +12,8 @@
 //!   schedule, payload, keys                     when records are due, what they hold, whose they are
 //!   sequence, collect                           what arrived, and what adds up to what
 //!   compare    brokers by turns -> ratios       limits    what the machine can do at most
-//!   quantity   amounts as people read them
+//!   outage     a local broker that is killed      quantity  amounts as people read them
+//!              and started again
 //! ```
 //!
 //! A run is measured by one module and judged by others, and between them stands only [`result::RunResult`]: whatever is
@@ -30,6 +31,7 @@ mod layout;
 mod limits;
 mod machine;
 mod null_broker;
+mod outage;
 mod payload;
 mod phase;
 mod process;

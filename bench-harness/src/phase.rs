@@ -2,19 +2,21 @@
 
 use crate::collect::{Collector, SecondTallies};
 use crate::engine::{
-    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, Clock, Control, Origin, PartName, Plan, Received, Report, Work,
-    run_thread,
+    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, Clock, Control, Driver, LanePlan, Means, Origin, PartName, Plan,
+    Received, Report, Work, run_raw_sync, run_thread,
 };
 use crate::failure::Failure;
 use crate::layout::{Layout, MachineShare};
+use crate::outage::{LocalBroker, Restart};
 use crate::process::Watch;
 use crate::remote::Link;
-use crate::result::{BrokerProcess, Integrity, Part, Usage};
+use crate::result::{BrokerProcess, Integrity, Part, PartKind, RestartSeen, Usage};
 use crate::scenario::{Phase, Scenario};
 use crate::sequence::Sequences;
 use crate::target::Target;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -46,12 +48,26 @@ pub(crate) struct PhaseOutcome {
     /// What we took within the measured time, and a local broker.
     pub usage: Usage,
     pub broker_process: Option<BrokerProcess>,
+    pub restart: Option<RestartSeen>,
+}
+
+/// A folder, and the part that counts writes below it.
+#[derive(Debug)]
+struct RawSync {
+    folder: PathBuf,
+    part: usize,
 }
 
 /// A phase that is ready to be run: what its threads do.
 pub(crate) struct Prepared {
     plan: Arc<Plan>,
+    means: Means,
     works: Vec<Work>,
+    /// Lanes of librdkafka, a thread each.
+    libraries: Vec<Vec<LanePlan>>,
+    /// Where bare writes are made beside the load.
+    raw_sync: Option<RawSync>,
+    restart: Option<Restart>,
     /// The consumers' groups that must see everything, with how many readers each has.
     checked: Vec<Option<usize>>,
     notes: Vec<String>,
@@ -65,8 +81,10 @@ impl Prepared {
         target: &Target,
         run: u64,
         machine: MachineShare,
+        means: Means,
     ) -> Result<Prepared, Failure> {
-        let mut layout = Layout::new(scenario, phase, machine);
+        means.driver.check(scenario)?;
+        let mut layout = Layout::new(scenario, phase, machine, means.driver);
         for settings in &phase.producers {
             layout.add_producers(settings, target)?;
         }
@@ -93,11 +111,40 @@ impl Prepared {
         if !phase.producers.is_empty() && !phase.consumers.is_empty() && !layout.is_checkable {
             notes.push("records are not checked: values below 32 bytes, or acks = \"none\"".to_owned());
         }
-        Ok(Prepared { plan: Arc::new(plan), works: layout.works, checked: layout.checked, notes })
+        let (mut works, mut libraries) = (layout.works, Vec::new());
+        if means.driver == Driver::Librdkafka {
+            libraries.extend(works.iter_mut().map(|work| std::mem::take(&mut work.lanes)));
+            libraries.retain(|lanes| !lanes.is_empty());
+            works.retain(|work| !work.is_empty());
+        }
+        Ok(Prepared {
+            plan: Arc::new(plan),
+            means,
+            works,
+            libraries,
+            raw_sync: None,
+            restart: None,
+            checked: layout.checked,
+            notes,
+        })
+    }
+
+    /// Bare writes below a folder are timed at the same time.
+    pub(crate) fn beside_raw_sync(mut self, folder: &Path) -> Prepared {
+        let plan = Arc::make_mut(&mut self.plan);
+        plan.parts.push(PartName { kind: PartKind::RawSync, name: String::new() });
+        self.raw_sync = Some(RawSync { folder: folder.to_owned(), part: plan.parts.len() - 1 });
+        self
+    }
+
+    /// The broker is killed and started again, so long after the begin of the measured time.
+    pub(crate) fn with_restart(mut self, broker: LocalBroker, at: Duration) -> Prepared {
+        self.restart = Some(Restart::new(broker, self.plan.warmup + at));
+        self
     }
 
     pub(crate) fn threads(&self) -> usize {
-        self.works.len()
+        self.works.len() + self.libraries.len() + usize::from(self.raw_sync.is_some())
     }
 
     pub(crate) fn warmup(&self) -> Duration {
@@ -113,30 +160,44 @@ impl Prepared {
         self,
         control: &Arc<Control>,
         tell: &Sender<Report>,
-        uring: bool,
     ) -> Result<Vec<JoinHandle<()>>, Failure> {
+        let uring = self.means.uring;
         let mut running = Vec::new();
+        let mut spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
+            let spawned = std::thread::Builder::new().name(name).spawn(work);
+            spawned.map(|thread| running.push(thread)).map_err(|error| Failure::io("a thread", error))
+        };
         for (number, work) in self.works.into_iter().enumerate() {
             let (plan, control, tell) = (self.plan.clone(), control.clone(), tell.clone());
-            let thread = std::thread::Builder::new().name(format!("load-{number}"));
-            let spawned = thread.spawn(move || run_thread(plan, control, work, tell, uring));
-            running.push(spawned.map_err(|error| Failure::io("a thread", error))?);
+            let work = move || run_thread(plan, control, work, tell, uring);
+            spawn(format!("load-{number}"), Box::new(work))?;
+        }
+        #[cfg(feature = "librdkafka")]
+        for (number, lanes) in self.libraries.into_iter().enumerate() {
+            let (plan, control, tell) = (self.plan.clone(), control.clone(), tell.clone());
+            let work = move || crate::engine::librdkafka::run_producers(plan, control, lanes, &tell);
+            spawn(format!("send-{number}"), Box::new(work))?;
+        }
+        if let Some(RawSync { folder, part }) = self.raw_sync {
+            let (plan, control, tell) = (self.plan.clone(), control.clone(), tell.clone());
+            let work = move || run_raw_sync(&plan, &control, &folder, part, &tell);
+            spawn("raw-sync".to_owned(), Box::new(work))?;
         }
         Ok(running)
     }
 
     /// Runs it here. `watch` hears of every second that is complete; when `interrupted` is set, the load ends.
     pub(crate) fn run(
-        self,
+        mut self,
         interrupted: &AtomicBool,
-        uring: bool,
         watch: &mut Watching<'_>,
     ) -> Result<PhaseOutcome, Failure> {
         let control = Arc::new(self.control(Clock::new(0)));
         let (tell, told) = channel();
         let (plan, checked, notes) = (self.plan.clone(), self.checked.clone(), self.notes.clone());
         let mut gathering = Gathering::new(&plan, &control, self.threads());
-        let running = self.start(&control, &tell, uring)?;
+        gathering.restart = self.restart.take();
+        let running = self.start(&control, &tell)?;
         drop(tell);
         let gathered = gathering.gather(&told, interrupted, watch);
         if gathered.is_err() {
@@ -204,6 +265,7 @@ struct Gathering<'a> {
     cpu_share: f64,
     produced_at: Option<Instant>,
     watched: Watched,
+    restart: Option<Restart>,
 }
 
 /// What processes take is watched within the measured time alone.
@@ -214,7 +276,7 @@ enum Watched {
 }
 
 /// The addresses behind names, as far as they can be found.
-fn resolve(brokers: &[String]) -> Vec<SocketAddr> {
+pub(crate) fn resolve(brokers: &[String]) -> Vec<SocketAddr> {
     brokers.iter().filter_map(|one| one.to_socket_addrs().ok()).flatten().collect()
 }
 
@@ -235,6 +297,7 @@ impl<'a> Gathering<'a> {
             cpu_share: 0.0,
             produced_at: None,
             watched: Watched::Not(resolve(&plan.brokers)),
+            restart: None,
         }
     }
 
@@ -266,6 +329,7 @@ impl<'a> Gathering<'a> {
             }
             self.give_up_when_late();
             self.watch_processes();
+            self.restart.as_mut().map_or(Ok(()), |restart| restart.look(self.control))?;
         }
         Ok(())
     }
@@ -358,6 +422,7 @@ impl<'a> Gathering<'a> {
             Watched::Done(usage, broker) => (usage, broker),
             _ => (Usage::default(), None),
         };
+        let restart = self.restart.and_then(|restart| restart.seen(self.control, self.plan.warmup));
         let integrity = judge(&self.acknowledged, &self.received, checked);
         PhaseOutcome {
             parts: self.collector.into_parts("", (produced_s - end_s).max(0.0)),
@@ -369,6 +434,7 @@ impl<'a> Gathering<'a> {
             notes,
             usage,
             broker_process,
+            restart,
         }
     }
 }

@@ -1,18 +1,20 @@
 //! A scenario from begin to end: its topics, its phases one after the other, the verdict, the result.
 
 use crate::cli::RunOptions;
+use crate::engine::Means;
 use crate::failure::Failure;
 use crate::hlog::IntervalLogs;
 use crate::interrupt;
 use crate::layout::MachineShare;
 use crate::limits;
 use crate::machine;
-use crate::phase::{PhaseOutcome, Prepared, Watching};
+use crate::outage::LocalBroker;
+use crate::phase::{PhaseOutcome, Prepared, Watching, resolve};
 use crate::progress::{Progress, milliseconds};
 use crate::remote::{self, Link};
 use crate::result::{
     BrokerProcess, FORMAT_VERSION, Integrity, Machine as MachineDescription, Part, PartKind, RUN_FORMAT,
-    RunResult, Tool, Usage, Verdict,
+    RestartSeen, RunResult, Tool, Usage, Verdict,
 };
 use crate::scenario::Scenario;
 use crate::summary;
@@ -101,6 +103,9 @@ pub(crate) fn measure(
         true => Some(limits::measure(&folder, LIMITS_EACH, interrupted)?),
         false => None,
     };
+    let means = options.sending.means();
+    means.driver.check(scenario)?;
+    refuse_with_workers(scenario, options)?;
     let mut workers = options.workers.as_deref().map(remote::connect).transpose()?.unwrap_or_default();
     let mut progress = Progress::new(options.quiet);
     let mut outcomes = Vec::new();
@@ -108,7 +113,8 @@ pub(crate) fn measure(
     for (number, phase) in scenario.phases.iter().enumerate() {
         progress.begin(&phase.name, phase.warmup_seconds, phase.seconds);
         logs.iter_mut().for_each(IntervalLogs::begin_phase);
-        let asked = Asked { scenario, number, target: &target, uring: !options.epoll };
+        let raw_sync = options.raw_sync.then_some(&*folder);
+        let asked = Asked { scenario, number, target: &target, means, raw_sync };
         let outcome = asked.run(&mut workers, interrupted, &mut |parts, second| {
             progress.second(parts, second);
             logs.iter_mut().for_each(|logs| logs.second(&phase.name, parts, second));
@@ -135,7 +141,20 @@ pub(crate) fn measure(
     }
     let machines = workers.into_iter().map(|worker| worker.machine).collect();
     let interrupted = interrupted.load(Ordering::Relaxed);
-    Ok(RunResult { limits, ..result(scenario, &folder, target, outcomes, machines, interrupted) })
+    let driver = means.driver.name();
+    Ok(RunResult { limits, driver, ..result(scenario, &folder, target, outcomes, machines, interrupted) })
+}
+
+/// What is done beside the load is done here, and not where workers are.
+fn refuse_with_workers(scenario: &Scenario, options: &RunOptions) -> Result<(), Failure> {
+    let restarts = scenario.phases.iter().any(|phase| phase.restart.is_some());
+    match (&options.workers, options.raw_sync, restarts) {
+        (Some(_), true, _) => Err(Failure::Usage("--raw-sync: it is not for --workers".to_owned())),
+        (Some(_), _, true) => Err(Failure::Usage(
+            "phases.restart: a load of --workers cannot kill the broker; run it beside the broker".to_owned(),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A phase that is to be run.
@@ -143,7 +162,9 @@ struct Asked<'a> {
     scenario: &'a Scenario,
     number: usize,
     target: &'a Target,
-    uring: bool,
+    means: Means,
+    /// Where bare writes are made at the same time.
+    raw_sync: Option<&'a Path>,
 }
 
 impl Asked<'_> {
@@ -158,14 +179,22 @@ impl Asked<'_> {
         let run = fastrand::u64(..);
         let share = |index, count| MachineShare { index, count };
         let count = workers.len().max(1);
-        let prepared = Prepared::new(self.scenario, phase, self.target, run, share(0, count))?;
+        let mut prepared =
+            Prepared::new(self.scenario, phase, self.target, run, share(0, count), self.means)?;
         if workers.is_empty() {
-            return prepared.run(interrupted, self.uring, watch);
+            if let Some(folder) = self.raw_sync {
+                prepared = prepared.beside_raw_sync(folder);
+            }
+            if let Some(restart) = &phase.restart {
+                let broker = LocalBroker::find(&resolve(&self.target.addresses))?;
+                prepared = prepared.with_restart(broker, Duration::from_secs_f64(restart.at_seconds));
+            }
+            return prepared.run(interrupted, watch);
         }
         let mut threads = 0;
         for (index, worker) in workers.iter_mut().enumerate() {
             let share = share(index, count);
-            threads += worker.prepare(self.scenario, self.number, self.target, run, share, self.uring)?;
+            threads += worker.prepare(self.scenario, self.number, self.target, run, share, self.means)?;
         }
         prepared.run_on(workers, threads, interrupted, watch)
     }
@@ -186,7 +215,8 @@ pub(crate) fn addresses(brokers: &str) -> Result<Vec<String>, Failure> {
 /// Names the parts, and relates what the broker took to what it did.
 fn finish(outcome: &mut PhaseOutcome, phase: &str) {
     outcome.parts.iter_mut().for_each(|part| part.phase = phase.to_owned());
-    let work = outcome.parts.iter().filter(|part| part.kind != PartKind::Lateness);
+    outcome.restart.iter_mut().for_each(|restart| restart.phase = phase.to_owned());
+    let work = outcome.parts.iter().filter(|part| part.kind.is_work());
     let (bytes, records, requests) = work.fold((0, 0, 0), |(bytes, records, requests), part| {
         (bytes + part.bytes, records + part.records, requests + part.requests)
     });
@@ -206,9 +236,10 @@ fn result(
 ) -> RunResult {
     let verdict = judge(&outcomes, interrupted);
     let (mut parts, mut integrity, mut generator, mut broker) = (Vec::new(), None, Usage::default(), None);
-    let (mut duration_s, mut started_unix_ms) = (0.0, None);
+    let (mut duration_s, mut started_unix_ms, mut restarts) = (0.0, None, Vec::new());
     for outcome in outcomes {
         parts.extend(outcome.parts);
+        restarts.extend(outcome.restart);
         started_unix_ms.get_or_insert(outcome.started_unix_ms);
         generator.add_behind(outcome.usage, duration_s);
         match (&mut broker, outcome.broker_process) {
@@ -226,9 +257,7 @@ fn result(
         duration_s += outcome.measured_s;
     }
     if let Some(broker) = &mut broker {
-        let sum = |of: fn(&Part) -> u64| {
-            parts.iter().filter(|part| part.kind != PartKind::Lateness).map(of).sum::<u64>()
-        };
+        let sum = |of: fn(&Part) -> u64| parts.iter().filter(|part| part.kind.is_work()).map(of).sum::<u64>();
         broker.relate(sum(|part| part.bytes), sum(|part| part.records), sum(|part| part.requests));
     }
     RunResult {
@@ -237,7 +266,7 @@ fn result(
         tool: Tool { version: env!("CARGO_PKG_VERSION").to_owned(), command: std::env::args().collect() },
         scenario: scenario.name.clone(),
         setting: serde_json::to_value(scenario).unwrap_or_default(),
-        driver: "flumen".to_owned(),
+        driver: String::new(),
         broker: target.broker,
         machines: if workers.is_empty() { vec![machine::describe(folder)] } else { workers },
         started_unix_ms: started_unix_ms.unwrap_or_default(),
@@ -248,6 +277,7 @@ fn result(
         generator,
         broker_process: broker,
         limits: None,
+        restarts,
     }
 }
 
@@ -279,6 +309,9 @@ fn judge(outcomes: &[PhaseOutcome], interrupted: bool) -> Verdict {
         let idle = |part: &&Part| part.kind == PartKind::Produce && part.records == 0;
         if outcome.parts.iter().any(|part| idle(&part)) && outcome.measured_s > 0.5 {
             verdict.failed.push(format!("{phase}: nothing was acknowledged"));
+        }
+        if let Some(RestartSeen { first_acknowledgement_ns: None, .. }) = &outcome.restart {
+            verdict.failed.push(format!("{phase}: nothing was acknowledged after the broker was killed"));
         }
         if outcome.unsent > 0 {
             verdict.notes.push(format!(
@@ -334,6 +367,7 @@ mod tests {
             notes: Vec::new(),
             usage: Usage::default(),
             broker_process: None,
+            restart: None,
         }
     }
 

@@ -5,7 +5,8 @@
 //!          └── phases ── one after the other, each measured by itself
 //!                   ├── producers ...   groups of connections that send
 //!                   ├── consumers ...   groups of connections that read
-//!                   └── churn           connections that come and go
+//!                   ├── churn           connections that come and go
+//!                   └── restart         the broker is killed in the midst
 //! ```
 //!
 //! Invariants: a key that is not known is an error, never ignored; whatever [`Scenario::check`] lets pass can be run; the
@@ -29,6 +30,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("catch-up", include_str!("../scenarios/catch-up.toml")),
     ("compression", include_str!("../scenarios/compression.toml")),
     ("connection-storm", include_str!("../scenarios/connection-storm.toml")),
+    ("idle", include_str!("../scenarios/idle.toml")),
     ("restart", include_str!("../scenarios/restart.toml")),
     ("soak", include_str!("../scenarios/soak.toml")),
 ];
@@ -124,6 +126,17 @@ pub(crate) struct Phase {
     pub consumers: Vec<Consumers>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub churn: Option<Churn>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
+}
+
+/// The broker is killed (`kill -9`) and started again at once, as it was. It runs on this machine, under nothing that
+/// would start it by itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Restart {
+    /// From the begin of the measured time.
+    pub at_seconds: f64,
 }
 
 /// A group of connections that send.
@@ -385,7 +398,7 @@ pub(crate) struct Churn {
     /// How long each stays open after that.
     #[serde(default)]
     pub hold_ms: f64,
-    /// Connections that are opened at the start and stay idle.
+    /// Connections that are opened before the warm-up and stay idle.
     #[serde(default)]
     pub idle: u32,
 }
@@ -595,6 +608,9 @@ impl Scenario {
                     (128 << 20) as f64,
                 )?;
                 within(&place("pause_ms"), one.pause_ms, 0.0, 3_600_000.0)?;
+            }
+            if let Some(restart) = &phase.restart {
+                within(&place("restart.at_seconds"), restart.at_seconds, 0.0, phase.seconds)?;
             }
             if let Some(churn) = &phase.churn {
                 let place = |key: &str| format!("phases.{number}.churn.{key}");

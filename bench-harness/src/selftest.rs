@@ -5,6 +5,7 @@
 //! part of records that wait longer than `x` is `(s - x) / t`, and the quantile `q` is `s - (1 - q) t`, where that is above 0.
 
 use crate::cli::SelftestOptions;
+use crate::engine::Means;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::layout::MachineShare;
@@ -50,7 +51,7 @@ pub(crate) fn run(options: &SelftestOptions) -> Result<(), Failure> {
     let interrupted = interrupt::flag()?;
     let mut why = String::new();
     for _ in 0..ATTEMPTS {
-        let open = attempt(stall, every, options.stalls, Load::Open, !options.epoll, &interrupted)?;
+        let open = attempt(stall, every, options.stalls, Load::Open, options.sending.means(), &interrupted)?;
         if interrupted.load(Ordering::Relaxed) {
             return Err(Failure::Interrupted);
         }
@@ -84,10 +85,11 @@ fn compare_with_closed(
     options: &SelftestOptions,
     interrupted: &AtomicBool,
 ) -> Result<(), Failure> {
-    let closed = attempt(stall, every, options.stalls, Load::Closed, !options.epoll, interrupted)?;
+    let closed = attempt(stall, every, options.stalls, Load::Closed, options.sending.means(), interrupted)?;
     if let Some(summary) = summary(&closed, PartKind::Produce) {
         println!(
-            "a generator that waits for each answer would have said of the same broker: p99 {}, p99.9 {}",
+            "a generator that waits for each answer ({}) would have said of the same broker: p99 {}, p99.9 {}",
+            options.sending.driver.name(),
             milliseconds(summary.p99_ns),
             milliseconds(summary.p99_9_ns)
         );
@@ -126,7 +128,7 @@ fn attempt(
     every: Duration,
     stalls: u32,
     load: Load,
-    uring: bool,
+    means: Means,
     interrupted: &AtomicBool,
 ) -> Result<PhaseOutcome, Failure> {
     let script = Script { partitions: 4, stall_every: every, stall, fault: Fault::None, keeps: false };
@@ -156,15 +158,16 @@ fn attempt(
             producers: vec![producers],
             consumers: Vec::new(),
             churn: None,
+            restart: None,
         }],
     };
     let timeout = Duration::from_secs(30);
     let target = Target::prepare(&[broker.address().to_string()], &scenario.topic, timeout)?;
     let phase = &scenario.phases[0];
-    let prepared = Prepared::new(&scenario, phase, &target, 1, MachineShare::WHOLE)?;
+    let prepared = Prepared::new(&scenario, phase, &target, 1, MachineShare::WHOLE, means)?;
     let mut progress = Progress::new(false);
     progress.begin("selftest", phase.warmup_seconds, phase.seconds);
-    let outcome = prepared.run(interrupted, uring, &mut |parts, second| progress.second(parts, second));
+    let outcome = prepared.run(interrupted, &mut |parts, second| progress.second(parts, second));
     progress.end();
     outcome
 }
@@ -172,14 +175,14 @@ fn attempt(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Driver;
 
-    /// The short form: a stall of 200 ms in each second.
-    #[test]
-    fn stalls_are_seen_as_they_are() {
+    fn stalls_are_seen(driver: Driver) {
+        let means = Means { driver, uring: true };
         let (stall, every) = (Duration::from_millis(200), Duration::from_secs(1));
         let never = AtomicBool::new(false);
         for attempt_number in 1..=ATTEMPTS {
-            let outcome = attempt(stall, every, 3, Load::Open, true, &never).expect("it runs");
+            let outcome = attempt(stall, every, 3, Load::Open, means, &never).expect("it runs");
             let checks = checks(&outcome, stall, every);
             if checks.iter().all(Check::is_good) {
                 return;
@@ -188,5 +191,17 @@ mod tests {
             let is_busy = lateness_ns > LATENESS_NS_MAX && attempt_number < ATTEMPTS;
             assert!(is_busy, "lateness p99.9 {lateness_ns} ns, and {checks:?}");
         }
+    }
+
+    /// The short form: a stall of 200 ms in each second.
+    #[test]
+    fn stalls_are_seen_as_they_are() {
+        stalls_are_seen(Driver::Flumen);
+    }
+
+    #[cfg(feature = "librdkafka")]
+    #[test]
+    fn stalls_are_seen_through_librdkafka_too() {
+        stalls_are_seen(Driver::Librdkafka);
     }
 }

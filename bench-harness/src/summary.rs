@@ -11,6 +11,18 @@ pub(crate) fn phase(name: &str, outcome: &PhaseOutcome) -> String {
     for part in &outcome.parts {
         let _ = writeln!(text, "  {}", of_part(part));
     }
+    if let Some(times) = over_raw(&outcome.parts) {
+        let _ = writeln!(text, "  {:12}{times}", "of the disk");
+    }
+    if let Some(restart) = &outcome.restart {
+        let first = restart.first_acknowledgement_ns.map_or("never".to_owned(), milliseconds);
+        let at = restart.killed_at_s;
+        let _ = writeln!(
+            text,
+            "  {:12}{first} from kill -9 (at {at:.1} s) to the first acknowledgement",
+            "restart"
+        );
+    }
     if let Some(broker) = &outcome.broker_process {
         let usage = &broker.usage;
         let cpu_s = usage.cpu_user_s + usage.cpu_system_s;
@@ -39,6 +51,17 @@ pub(crate) fn phase(name: &str, outcome: &PhaseOutcome) -> String {
     text
 }
 
+/// Latency of acknowledgements as a multiple of bare writes at the same time.
+fn over_raw(parts: &[Part]) -> Option<String> {
+    let summary = |kind: PartKind| {
+        parts.iter().find(|part| part.kind == kind)?.latency.as_ref().map(|latency| latency.summary)
+    };
+    let (own, raw) = (summary(PartKind::Produce)?, summary(PartKind::RawSync)?);
+    let times = |own: u64, raw: u64| own as f64 / raw.max(1) as f64;
+    let (p50, p99) = (times(own.p50_ns, raw.p50_ns), times(own.p99_ns, raw.p99_ns));
+    Some(format!("produce p50 {p50:.2} x, p99 {p99:.2} x that of a bare write and sync"))
+}
+
 fn of_part(part: &Part) -> String {
     let kind = match part.kind {
         PartKind::Produce => "produce",
@@ -52,7 +75,7 @@ fn of_part(part: &Part) -> String {
     if !part.name.is_empty() {
         let _ = write!(line, "[{}] ", part.name);
     }
-    if part.kind != PartKind::Lateness {
+    if part.kind.is_work() {
         if part.records > 0 {
             let (records, megabytes) = (part.records_per_s(), part.bytes_per_s() / 1e6);
             let _ = write!(line, "{records:.0} records/s, {megabytes:.1} MB/s, ");

@@ -236,6 +236,134 @@ fn a_restart_of_the_broker_is_counted_and_the_run_goes_on() {
     assert!(produce["latency"]["summary"]["max_ns"].as_u64().expect("a number") > 300_000_000);
 }
 
+#[test]
+fn a_broker_that_the_scenario_kills_is_started_again_and_its_outage_is_timed() {
+    let folder = Folder::new();
+    // At an address that it will be started at again.
+    let address = Broker::start(&[]).address.clone();
+    let broker = Broker::start(&["--listen", &address]);
+    let file = folder.file("result.json");
+    let scenario = scenario(&folder, STEADY, "[phases.restart]\nat_seconds = 0.7");
+    let output = folder_run(&broker, &scenario, &file, &[]);
+    let result = json(&file);
+    let pid = result["broker_process"]["pid"].as_u64().and_then(|pid| i32::try_from(pid).ok());
+    let again = pid.and_then(rustix::process::Pid::from_raw).expect("it was found");
+    rustix::process::kill_process(again, rustix::process::Signal::KILL).expect("it runs");
+    assert_code(&output, 0, "from kill -9");
+    assert_ne!(pid, i32::try_from(broker.child.id()).ok(), "another process has its place");
+    assert_eq!(result["broker_process"]["restarted"], true);
+    let restart = &result["restarts"][0];
+    let killed_at = restart["killed_at_s"].as_f64().expect("a number");
+    assert!((0.7..1.2).contains(&killed_at), "{restart}");
+    let outage_ns = restart["first_acknowledgement_ns"].as_u64().expect("a number");
+    assert!((1_000_000..1_300_000_000).contains(&outage_ns), "{restart}");
+    // What was due in the meantime waited as long at most.
+    let max_ns = part(&result, "produce")["latency"]["summary"]["max_ns"].as_u64().expect("a number");
+    assert!(max_ns > outage_ns / 2, "{max_ns} {restart}");
+}
+
+#[test]
+fn a_broker_that_is_elsewhere_is_not_killed() {
+    let (folder, broker, one) = (Folder::new(), Broker::start(&[]), worker());
+    let scenario = scenario(&folder, STEADY, "[phases.restart]\nat_seconds = 0.5");
+    assert_code(&run(&broker.address, &scenario, &["--workers", &one.address]), 2, "phases.restart");
+    assert_code(
+        &run(&broker.address, &scenario, &["--set", "phases.0.restart.at_seconds=3"]),
+        2,
+        "at_seconds",
+    );
+}
+
+#[test]
+fn bare_writes_beside_the_load_are_timed_and_nothing_stays_behind() {
+    let (folder, broker) = (Folder::new(), Broker::start(&[]));
+    let (file, data) = (folder.file("result.json"), folder.file("data"));
+    std::fs::create_dir(&data).expect("made");
+    let data_dir = data.to_str().expect("text");
+    let output =
+        folder_run(&broker, &scenario(&folder, STEADY, ""), &file, &["--raw-sync", "--data-dir", data_dir]);
+    assert_code(&output, 0, "that of a bare write and sync");
+    let result = json(&file);
+    let raw = part(&result, "raw_sync");
+    // Fifty a second for two seconds, on a disk that may be slow, but not that slow.
+    let count = raw["latency"]["summary"]["count"].as_u64().expect("a number");
+    assert!((1..=100).contains(&count), "{raw}");
+    assert_eq!(raw["bytes"], 4096 * count);
+    assert_eq!(std::fs::read_dir(&data).expect("it is there").count(), 0);
+    // They are none of the broker's work.
+    let per_gb = result["broker_process"]["cpu_s_per_gb"].as_f64().expect("a number");
+    let usage = &result["broker_process"]["usage"];
+    let cpu_s =
+        usage["cpu_user_s"].as_f64().expect("a number") + usage["cpu_system_s"].as_f64().expect("a number");
+    assert!((per_gb * 1000.0 * 64.0 / 1e9 - cpu_s).abs() < 1e-9, "{per_gb} {cpu_s}");
+}
+
+#[cfg(not(feature = "librdkafka"))]
+#[test]
+fn a_driver_that_is_not_built_in_is_told() {
+    let (folder, broker) = (Folder::new(), Broker::start(&[]));
+    let output = run(&broker.address, &scenario(&folder, STEADY, ""), &["--driver", "librdkafka"]);
+    assert_code(&output, 2, "--features librdkafka");
+}
+
+#[cfg(feature = "librdkafka")]
+#[test]
+fn librdkafka_makes_the_load_of_our_own_client() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let file = folder.file("result.json");
+    for (load, expected) in [
+        (STEADY, Some(1000)),
+        ("rate = 500\ncompression = \"zstd\"\nlinger_ms = 5\nidempotent = true", Some(1000)),
+        ("rate = 500\npartitioning = \"key\"\nkeys = 100\nbatch_records = 1", Some(1000)),
+        ("load = \"closed\"\nin_flight = 1\nbatch_records = 1\nrequest_batches = 1", None),
+        ("load = \"closed\"\npartitioning = \"sticky\"", None),
+    ] {
+        let output =
+            folder_run(&broker, &scenario(&folder, load, READER), &file, &["--driver", "librdkafka"]);
+        assert_code(&output, 0, "checked");
+        let result = json(&file);
+        assert!(result["driver"].as_str().is_some_and(|name| name.starts_with("librdkafka 2.")), "{load}");
+        let produce = part(&result, "produce");
+        let records = produce["records"].as_u64().expect("a number");
+        assert!(records > 100 && expected.is_none_or(|expected| records == expected), "{load}: {records}");
+        assert_eq!(produce["latency"]["summary"]["count"], records, "{load}");
+        assert_eq!(result["integrity"]["lost"], 0, "{load}");
+        assert!(result["integrity"]["checked"].as_u64().is_some_and(|checked| checked >= records), "{load}");
+        assert!(produce["requests"].as_u64().is_some_and(|requests| requests > 0), "{load}");
+    }
+}
+
+#[cfg(feature = "librdkafka")]
+#[test]
+fn librdkafka_is_asked_for_nothing_that_it_has_not() {
+    let (folder, broker) = (Folder::new(), Broker::start(&[]));
+    let driver = ["--driver", "librdkafka"];
+    for (load, key) in [("request_batches = 4", "request_batches"), ("request_bytes = 100", "request_bytes")]
+    {
+        assert_code(&run(&broker.address, &scenario(&folder, load, ""), &driver), 2, key);
+    }
+    assert_code(&run("127.0.0.1:1", &scenario(&folder, STEADY, ""), &driver), 3, "127.0.0.1:1");
+}
+
+#[cfg(feature = "librdkafka")]
+#[test]
+fn librdkafka_is_counted_through_a_restart_too() {
+    let folder = Folder::new();
+    let address = Broker::start(&[]).address.clone();
+    let broker = Broker::start(&["--listen", &address]);
+    let file = folder.file("result.json");
+    let scenario = scenario(&folder, STEADY, "[phases.restart]\nat_seconds = 0.7");
+    let output = folder_run(&broker, &scenario, &file, &["--driver", "librdkafka", "--seconds", "4"]);
+    let result = json(&file);
+    let pid = result["broker_process"]["pid"].as_u64().and_then(|pid| i32::try_from(pid).ok());
+    let again = pid.and_then(rustix::process::Pid::from_raw).expect("it was found");
+    rustix::process::kill_process(again, rustix::process::Signal::KILL).expect("it runs");
+    assert_code(&output, 0, "from kill -9");
+    // The library waits at least 100 ms before it connects again.
+    let outage_ns = result["restarts"][0]["first_acknowledgement_ns"].as_u64().expect("a number");
+    assert!((50_000_000..3_000_000_000).contains(&outage_ns), "{}", result["restarts"]);
+}
+
 /// A worker in a process of its own.
 fn worker() -> Broker {
     let mut command = program();

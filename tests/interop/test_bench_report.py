@@ -244,6 +244,39 @@ def test_kafka_is_started_and_compared(tmp_path):
     assert list(folder.iterdir()) == []
 
 
+def test_brokers_that_are_killed_in_the_midst_are_compared(tmp_path):
+    folder = tmp_path / "data"
+    output = tmp_path / "c.json"
+    node = f"flumen={places.node_binary()}"
+    printed = bench(
+        "compare", "restart", "--a", node, "--b", node, "--turns", "1", "--warmup-turns", "0", "--folder", folder,
+        "--raw-sync", "-o", output, "--quiet", "--seconds", "5", "--warmup", "0.5", "--set", "phases.0.restart.at_seconds=1",
+    ).stdout  # fmt: skip
+    assert "kill -9 to first acknowledgement" in printed and "produce p99 over a bare write's" in printed
+    document = json.loads(output.read_text())
+    for run in document["runs"]:
+        result = run["result"]
+        (restart,) = result["restarts"]
+        assert 1 <= restart["killed_at_s"] < 2
+        assert 0 < restart["first_acknowledgement_ns"] < 4e9
+        assert result["broker_process"]["restarted"]
+        # What was acknowledged before the kill is there after it.
+        assert result["integrity"]["checked"] > 500 and result["integrity"]["lost"] == 0
+        raw = next(part for part in result["parts"] if part["kind"] == "raw_sync")
+        assert raw["latency"]["summary"]["count"] > 10
+    ratio = next(one for one in document["ratios"] if one["figure"] == "first_acknowledgement")
+    assert ratio["ratio"] == pytest.approx(ratio["a"] / ratio["b"])
+    # The second processes of both are gone, too.
+    assert not _children_below(folder) and list(folder.iterdir()) == []
+    drawn = open_in_browser(output.with_suffix(".html"))
+    assert "bare write and sync" in {name for name, _ in drawn.figures[0]}
+
+
+def test_the_generator_shows_stalls_as_they_are():
+    printed = bench("selftest", "--stall-ms", "200", "--every-ms", "1000", "--stalls", "3").stdout
+    assert "the histogram shows the stalls within 2 %" in printed
+
+
 def test_limits_of_the_machine(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

@@ -16,6 +16,8 @@ pub(crate) enum Figure {
     ProduceP99,
     #[serde(rename = "produce_p99_9")]
     ProduceP999,
+    /// As a multiple of the bare writes' beside the load.
+    ProduceP99OverRaw,
     EndToEndRecordsPerS,
     EndToEndP50,
     EndToEndP99,
@@ -26,6 +28,7 @@ pub(crate) enum Figure {
     CpuPerRecord,
     CpuPerRequest,
     RssMax,
+    FirstAcknowledgement,
 }
 
 /// Of what kind a figure's values are, for their print.
@@ -37,6 +40,7 @@ pub(crate) enum Unit {
     CpuSecondsPerGb,
     CpuMicroseconds,
     Bytes,
+    Times,
 }
 
 /// How a figure is computed.
@@ -47,6 +51,10 @@ enum Source {
     /// CPU seconds of the broker per unit of work.
     Cpu(fn(&Work) -> u64, f64),
     RssMax,
+    /// A quantile as a multiple of that of the bare writes.
+    OverRaw(PartKind, f64),
+    /// From the kills of the broker, all of them together, for each.
+    FirstAcknowledgement,
 }
 
 /// What the broker did for its clients.
@@ -58,12 +66,13 @@ struct Work {
 }
 
 impl Figure {
-    pub(crate) const ALL: [Figure; 14] = [
+    pub(crate) const ALL: [Figure; 16] = [
         Figure::ProduceRecordsPerS,
         Figure::ProduceBytesPerS,
         Figure::ProduceP50,
         Figure::ProduceP99,
         Figure::ProduceP999,
+        Figure::ProduceP99OverRaw,
         Figure::EndToEndRecordsPerS,
         Figure::EndToEndP50,
         Figure::EndToEndP99,
@@ -73,6 +82,7 @@ impl Figure {
         Figure::CpuPerRecord,
         Figure::CpuPerRequest,
         Figure::RssMax,
+        Figure::FirstAcknowledgement,
     ];
 
     pub(crate) fn label(self) -> &'static str {
@@ -82,6 +92,7 @@ impl Figure {
             Figure::ProduceP50 => "produce latency, p50",
             Figure::ProduceP99 => "produce latency, p99",
             Figure::ProduceP999 => "produce latency, p99.9",
+            Figure::ProduceP99OverRaw => "produce p99 over a bare write's",
             Figure::EndToEndRecordsPerS => "received, records",
             Figure::EndToEndP50 => "end to end, p50",
             Figure::EndToEndP99 => "end to end, p99",
@@ -91,6 +102,7 @@ impl Figure {
             Figure::CpuPerRecord => "broker CPU per record",
             Figure::CpuPerRequest => "broker CPU per request",
             Figure::RssMax => "broker memory, at most",
+            Figure::FirstAcknowledgement => "kill -9 to first acknowledgement",
         }
     }
 
@@ -102,6 +114,8 @@ impl Figure {
             Source::Cpu(..) if self == Figure::CpuPerGb => Unit::CpuSecondsPerGb,
             Source::Cpu(..) => Unit::CpuMicroseconds,
             Source::RssMax => Unit::Bytes,
+            Source::OverRaw(..) => Unit::Times,
+            Source::FirstAcknowledgement => Unit::Nanoseconds,
         }
     }
 
@@ -118,6 +132,7 @@ impl Figure {
             Figure::ProduceP50 => Source::Quantile(Produce, 0.5),
             Figure::ProduceP99 => Source::Quantile(Produce, 0.99),
             Figure::ProduceP999 => Source::Quantile(Produce, 0.999),
+            Figure::ProduceP99OverRaw => Source::OverRaw(Produce, 0.99),
             Figure::EndToEndRecordsPerS => Source::Records(EndToEnd),
             Figure::EndToEndP50 => Source::Quantile(EndToEnd, 0.5),
             Figure::EndToEndP99 => Source::Quantile(EndToEnd, 0.99),
@@ -127,12 +142,13 @@ impl Figure {
             Figure::CpuPerRecord => Source::Cpu(|work| work.records, 1e6),
             Figure::CpuPerRequest => Source::Cpu(|work| work.requests, 1e6),
             Figure::RssMax => Source::RssMax,
+            Figure::FirstAcknowledgement => Source::FirstAcknowledgement,
         }
     }
 
     /// Whether it is of a phase of a scenario. All others are of the whole run.
     pub(crate) fn is_of_phase(self) -> bool {
-        !matches!(self.source(), Source::Cpu(..) | Source::RssMax)
+        !matches!(self.source(), Source::Cpu(..) | Source::RssMax | Source::FirstAcknowledgement)
     }
 
     /// Over whole runs; `drawn` are places in `runs`, with repetitions. None where these have no such figure.
@@ -142,12 +158,18 @@ impl Figure {
             let seconds = || drawn().flat_map(move |run| run.seconds(phase, kind));
             rate_of(seconds(), amount)
         };
+        let at = |kind: PartKind, quantile: f64| {
+            let counts: Vec<&Counts> = drawn().filter_map(|run| run.counts(phase, kind)).collect();
+            quantile_of(&counts, quantile).map(|ns| ns as f64)
+        };
         match self.source() {
             Source::Records(kind) => rate(kind, |second| second.records),
             Source::Bytes(kind) => rate(kind, |second| second.bytes),
-            Source::Quantile(kind, quantile) => {
-                let counts: Vec<&Counts> = drawn().filter_map(|run| run.counts(phase, kind)).collect();
-                quantile_of(&counts, quantile).map(|ns| ns as f64)
+            Source::Quantile(kind, quantile) => at(kind, quantile),
+            Source::OverRaw(kind, quantile) => Some(at(kind, quantile)? / at(PartKind::RawSync, quantile)?),
+            Source::FirstAcknowledgement => {
+                let all: Vec<u64> = drawn().flat_map(|run| run.first_acknowledgements_ns.clone()).collect();
+                (!all.is_empty()).then(|| all.iter().sum::<u64>() as f64 / all.len() as f64)
             }
             Source::Cpu(amount, unit) => {
                 let cpu_s = drawn().map(|run| run.cpu_s).sum::<Option<f64>>()?;
@@ -197,6 +219,8 @@ pub(crate) struct Digest {
     work: Work,
     cpu_s: Option<f64>,
     rss_bytes_max: Option<u64>,
+    /// Of each kill that something was acknowledged after.
+    first_acknowledgements_ns: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -213,7 +237,7 @@ impl Digest {
         let mut parts: Vec<PartDigest> = Vec::new();
         let mut work = Work::default();
         for part in &result.parts {
-            if !matches!(part.kind, PartKind::Lateness | PartKind::RawSync) {
+            if part.kind.is_work() {
                 work.bytes += part.bytes;
                 work.records += part.records;
                 work.requests += part.requests;
@@ -234,6 +258,11 @@ impl Digest {
             work,
             cpu_s: usage.map(|usage| usage.cpu_user_s + usage.cpu_system_s),
             rss_bytes_max: usage.map(|usage| usage.rss_bytes_max),
+            first_acknowledgements_ns: result
+                .restarts
+                .iter()
+                .filter_map(|one| one.first_acknowledgement_ns)
+                .collect(),
         })
     }
 
@@ -325,6 +354,36 @@ mod tests {
         assert_eq!(Figure::ProduceRecordsPerS.over_runs("", &digests, &[0, 0]), Some(120.0));
         assert_eq!(Figure::EndToEndRecordsPerS.over_runs("", &digests, &[0]), None);
         assert_eq!(Figure::EndToEndP99.over_runs("", &digests, &[0]), None);
+    }
+
+    #[test]
+    fn a_percentile_is_stated_as_a_multiple_of_the_bare_writes_beside_it() {
+        let mut run = fixture::run("a", 1, 1.0);
+        let value = |run: &RunResult| {
+            let digests = [Digest::of(run).expect("sound")];
+            Figure::ProduceP99OverRaw.over_runs("", &digests, &[0])
+        };
+        assert_eq!(value(&run), None, "nobody wrote beside it");
+        let mut raw = run.parts[0].clone();
+        raw.kind = PartKind::RawSync;
+        run.parts.push(raw);
+        assert_eq!(value(&run), Some(1.0));
+    }
+
+    #[test]
+    fn outages_of_several_runs_are_summed_over_their_kills() {
+        let killed = |ns| {
+            let mut run = fixture::run("a", 1, 1.0);
+            run.restarts.push(crate::result::RestartSeen {
+                phase: String::new(),
+                killed_at_s: 8.0,
+                first_acknowledgement_ns: ns,
+            });
+            Digest::of(&run).expect("sound")
+        };
+        let digests = [killed(Some(100)), killed(Some(400)), killed(None)];
+        assert_eq!(Figure::FirstAcknowledgement.over_runs("", &digests, &[0, 1, 1]), Some(300.0));
+        assert_eq!(Figure::FirstAcknowledgement.over_runs("", &digests, &[2]), None);
     }
 
     #[test]

@@ -115,7 +115,8 @@ fn run_options(options: &CompareOptions, contender: &Contender, limits: bool) ->
         workers: None,
         limits,
         data_dir: contender.data.clone(),
-        epoll: options.epoll,
+        raw_sync: options.raw_sync && contender.data.is_some(),
+        sending: options.sending,
         // The scenario holds them already.
         overrides: Default::default(),
     }

@@ -1,5 +1,5 @@
 //! Connections that come and go: each asks for the versions and for metadata, stays for a while, and closes. Timed from
-//! when it was due to its first answer. Some more are opened at the start and stay idle.
+//! when it was due to its first answer. Some more are opened before and stay idle.
 
 use super::ChurnPlan;
 use super::tally::error_name;
@@ -9,15 +9,27 @@ use crate::schedule::{Schedule, Share};
 use flumen_client::link::{Link, LinkSettings};
 use flumen_client::{Error, runtime};
 use flumen_wire::messages::metadata_request::MetadataRequest;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Connections that one thread has open at once: past that, those that are due wait.
 const OPEN_MAX: usize = 2000;
+/// Idle ones that one thread opens at once: few enough for any broker's backlog.
+const OPENING_MAX: usize = 32;
 
-pub(super) async fn churn(shop: Rc<Shop>, plan: ChurnPlan) {
-    let idle = open_idle(&shop, &plan).await;
+/// Opens those that stay idle: before the load begins, so that what they cost the broker is there when it is watched.
+pub(super) async fn open_idle(shop: &Shop, plan: &ChurnPlan) -> Result<Vec<Link>, Error> {
+    let Share { index, count, .. } = plan.share;
+    let mine = (index..plan.settings.idle as usize).step_by(count);
+    let brokers = &shop.plan.brokers;
+    let opening = mine
+        .map(|number| async move { Link::connect(&brokers[number % brokers.len()], &settings(shop)).await });
+    stream::iter(opening).buffer_unordered(OPENING_MAX).try_collect().await
+}
+
+pub(super) async fn churn(shop: Rc<Shop>, plan: ChurnPlan, idle: Vec<Link>) {
     if plan.settings.rate > 0.0 {
         open_by_the_clock(&shop, &plan).await;
     }
@@ -29,20 +41,6 @@ pub(super) async fn churn(shop: Rc<Shop>, plan: ChurnPlan) {
 
 fn settings(shop: &Shop) -> LinkSettings {
     LinkSettings { client_id: shop.plan.client_id.clone(), request_timeout: shop.plan.request_timeout }
-}
-
-async fn open_idle(shop: &Shop, plan: &ChurnPlan) -> Vec<Link> {
-    let Share { index, count, .. } = plan.share;
-    let mine = (index..plan.settings.idle as usize).step_by(count).count();
-    let mut links = Vec::with_capacity(mine);
-    for number in 0..mine {
-        let address = &shop.plan.brokers[number % shop.plan.brokers.len()];
-        match Link::connect(address, &settings(shop)).await {
-            Ok(link) => links.push(link),
-            Err(error) => shop.error(plan.part, &error_name(&error), 1),
-        }
-    }
-    links
 }
 
 async fn open_by_the_clock(shop: &Rc<Shop>, plan: &ChurnPlan) {

@@ -17,10 +17,10 @@
 //! Invariants: nothing is allocated for a record or a request once buffers have grown; requests in flight are bounded by
 //! the settings; the lateness of a send counts only while the lane was free to send.
 
+use super::draw::{Draw, Drawn, write_key};
 use super::tally::error_name;
 use super::thread::Shop;
 use super::{BACKLOG_TIMEOUT, LanePlan, Place};
-use crate::keys::Keys;
 use crate::payload::{Header, Values};
 use crate::scenario::{Load, Partitioning, Producers};
 use crate::schedule::{Schedule, Share};
@@ -31,7 +31,6 @@ use flumen_client::error::is_retriable;
 use flumen_client::limits::{BACKOFF_MAX, BACKOFF_MIN};
 use flumen_client::metadata::TopicPartition;
 use flumen_client::pipe::{Asked, Pipe};
-use flumen_client::producer::partitioner;
 use flumen_client::producer::request::{Head, RequestWriter, VERSIONS, read_response};
 use flumen_client::producer::{Identity, identity};
 use flumen_client::runtime::{self, Alarm};
@@ -107,11 +106,9 @@ pub(super) struct Lane {
     trace: Option<Arc<[u64]>>,
     /// Ascending by place.
     slots: Vec<Slot>,
-    next_slot: usize,
+    draw: Draw,
     /// The slot that was drawn for the next record, where that was not sent yet.
-    drawn: Option<(u32, u64)>,
-    keys: Option<Keys>,
-    lots: fastrand::Rng,
+    drawn: Option<Drawn>,
     values: Values,
     identity: Option<Identity>,
     version: i16,
@@ -125,6 +122,8 @@ pub(super) struct Lane {
     plan_bytes: usize,
     scratch: Vec<u8>,
     key: Vec<u8>,
+    /// Whether its connection was made after the broker was killed, and nothing was acknowledged on it yet.
+    heals: bool,
     /// Since when it could have sent; none while requests in flight or the socket forbid it.
     free_since: Option<Instant>,
     refused: bool,
@@ -141,7 +140,6 @@ impl Lane {
 
     fn new(shop: &Shop, plan: LanePlan) -> Lane {
         let settings = plan.settings;
-        let seed = shop.plan.seed ^ (u64::from(plan.producer) << 32);
         let slot = |place: &Place| Slot {
             place: *place,
             next_sequence: 0,
@@ -158,11 +156,8 @@ impl Lane {
             share: plan.share,
             trace: plan.trace,
             slots: plan.places.iter().map(slot).collect(),
-            // So that producers do not all begin with the same partition.
-            next_slot: plan.producer as usize % plan.places.len(),
+            draw: Draw::new(&settings, plan.producer, plan.places.len(), shop.plan.seed),
             drawn: None,
-            keys: (settings.keys > 0).then(|| Keys::new(settings.keys, settings.key_skew, seed)),
-            lots: fastrand::Rng::with_seed(seed),
             values: plan.values,
             identity: None,
             version: 0,
@@ -174,6 +169,7 @@ impl Lane {
             plan_bytes: 0,
             scratch: Vec::new(),
             key: Vec::new(),
+            heals: false,
             free_since: None,
             refused: false,
             backoff: BACKOFF_MIN,
@@ -182,6 +178,7 @@ impl Lane {
     }
 
     async fn connect(&mut self, shop: &Shop) -> Result<(), Error> {
+        let heals = shop.control.outage.is_after_kill();
         let at = self.topic_partition(shop, 0);
         let metadata = shop.cluster.metadata();
         let leader = metadata.leader(&at)?;
@@ -203,6 +200,7 @@ impl Lane {
             self.slots.iter_mut().for_each(|slot| slot.next_idempotent = 0);
         }
         self.pipe = Some(Pipe::connect(&broker.address()).await?);
+        self.heals = heals;
         self.free_since = Some(Instant::now());
         Ok(())
     }
@@ -387,16 +385,16 @@ impl Lane {
                 None => now_ns,
             };
             let size = RECORD_OVERHEAD + self.values.next_len();
-            let (slot, key) = self.drawn.unwrap_or_else(|| self.draw(shop));
+            let (slot, key) = self.drawn.unwrap_or_else(|| self.draw_next(shop));
             self.drawn = Some((slot, key));
             let into = &mut self.slots[slot as usize];
             let is_full = into.records > 0
                 && (into.bytes + size > self.settings.batch_bytes
                     || into.records == self.settings.batch_records);
             if is_full && self.settings.partitioning == Partitioning::Sticky {
-                self.next_slot = (slot as usize + 1) % self.slots.len();
                 self.drawn = None;
-                if self.slots[self.next_slot].records > 0 {
+                let next = self.draw.turn(self.slots.len());
+                if self.slots[next].records > 0 {
                     break;
                 }
                 continue;
@@ -428,36 +426,9 @@ impl Lane {
     }
 
     /// The partition and the key of the next record.
-    fn draw(&mut self, shop: &Shop) -> (u32, u64) {
-        let key = self.keys.as_mut().map_or(0, Keys::next);
-        let slot = match self.settings.partitioning {
-            Partitioning::Sticky => self.next_slot,
-            Partitioning::RoundRobin => {
-                let slot = self.next_slot;
-                self.next_slot = (slot + 1) % self.slots.len();
-                slot
-            }
-            Partitioning::Random => self.lots.usize(0..self.slots.len()),
-            Partitioning::Key => return self.draw_by_key(shop, key),
-        };
-        (slot as u32, key)
-    }
-
-    /// Draws keys until one belongs to a partition of this lane: those of other leaders have lanes of their own.
-    fn draw_by_key(&mut self, shop: &Shop, mut key: u64) -> (u32, u64) {
-        /// With skew, a lane of few partitions may have rare keys only.
-        const DRAWS_MAX: usize = 10_000;
-        for _ in 0..DRAWS_MAX {
-            write_key(&mut self.key, key);
-            // Keys spread over the topics as over the partitions of each.
-            let topic = (key % shop.plan.topics.len() as u64) as u32;
-            let partition = partitioner::of_key(&self.key, shop.plan.partitions[topic as usize]);
-            if let Some(slot) = find(&self.slots, Place { topic, partition }) {
-                return (slot, key);
-            }
-            key = self.keys.as_mut().map_or(0, Keys::next);
-        }
-        (self.lots.u32(0..self.slots.len() as u32), key)
+    fn draw_next(&mut self, shop: &Shop) -> Drawn {
+        let slots = &self.slots;
+        self.draw.next(&shop.plan, slots.len(), |place| find(slots, place))
     }
 
     /// By how much the records of this request leave later than they could have.
@@ -544,7 +515,7 @@ impl Lane {
         let start_unix_ns = clock.unix_ns(shop.start.get());
         let timestamp = (clock.unix_ns(now) / 1_000_000) as i64;
         let (partition, compression) = (entry.place.partition, self.settings.compression);
-        let (values, key, has_keys) = (&mut self.values, &mut self.key, self.keys.is_some());
+        let (values, key, has_keys) = (&mut self.values, &mut self.key, self.draw.has_keys());
         writer.batch(partition, compression, identity, &mut self.scratch, |builder| {
             for (index, one) in batch.iter().enumerate() {
                 let header = Header {
@@ -620,6 +591,10 @@ impl Lane {
         })?;
         if placed < sent.batches {
             tally.error("UNANSWERED", u64::from(sent.batches - placed));
+        }
+        if self.heals && refusal.is_none() && placed > 0 {
+            self.heals = false;
+            shop.control.outage.note_acknowledgement(now);
         }
         tally.records += measured;
         if measured > 0 {
@@ -706,7 +681,7 @@ impl Lane {
         self.schedule = schedule(shop, &self.settings, self.share, self.trace.as_ref());
         for lane in [&mut *self, &mut other] {
             lane.drawn = None;
-            lane.next_slot = 0;
+            lane.draw.begin_again();
             while lane.schedule.as_ref().is_some_and(|schedule| schedule.next_ns() < next_ns) {
                 lane.schedule.as_mut().into_iter().for_each(Schedule::advance);
             }
@@ -733,17 +708,4 @@ fn schedule(shop: &Shop, settings: &Producers, share: Share, trace: Option<&Arc<
 
 fn find(slots: &[Slot], place: Place) -> Option<u32> {
     slots.binary_search_by_key(&place, |slot| slot.place).ok().map(|index| index as u32)
-}
-
-/// A key as text, so that other tools show it.
-fn write_key(into: &mut Vec<u8>, rank: u64) {
-    into.clear();
-    into.extend_from_slice(b"key-");
-    let mut digits = [b'0'; 12];
-    let mut left = rank;
-    for digit in digits.iter_mut().rev() {
-        *digit += (left % 10) as u8;
-        left /= 10;
-    }
-    into.extend_from_slice(&digits);
 }

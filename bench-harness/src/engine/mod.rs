@@ -12,28 +12,85 @@
 //!     ◄──────────────────────────── Done
 //! ```
 //!
+//! A thread of `librdkafka` has lanes alone and that library's threads behind it; one of `raw_sync` writes to the disk.
+//! Both tell the same.
+//!
 //! Threads share nothing but [`Control`], which they read; what they count stays with them until they send it. Times are
 //! those of one monotonic clock, whose place in wall time was read once ([`Clock`]).
 
 mod churn;
+mod draw;
 mod group_reader;
 mod lane;
+#[cfg(feature = "librdkafka")]
+pub(crate) mod librdkafka;
+mod raw_sync;
 mod reader;
 mod tally;
 mod thread;
 
+pub(crate) use raw_sync::run_raw_sync;
 pub(crate) use tally::{PartName, Tally};
 pub(crate) use thread::run_thread;
 
 use crate::failure::Failure;
+use crate::outage::Outage;
 use crate::payload::Values;
-use crate::scenario::{Churn, Consumers, Producers};
+use crate::scenario::{Churn, Consumers, Producers, Scenario};
 use crate::schedule::Share;
 use crate::sequence::Sequences;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Which client sends, and how the sockets of our own are driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Means {
+    pub driver: Driver,
+    /// By io_uring where there is any, else by epoll.
+    pub uring: bool,
+}
+
+/// The client of the producers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Driver {
+    /// Our own
+    #[default]
+    Flumen,
+    /// What users of that library see; only where it is built in
+    Librdkafka,
+}
+
+impl Driver {
+    /// As results call it.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Driver::Flumen => "flumen".to_owned(),
+            #[cfg(feature = "librdkafka")]
+            Driver::Librdkafka => librdkafka::name(),
+            #[cfg(not(feature = "librdkafka"))]
+            Driver::Librdkafka => "librdkafka".to_owned(),
+        }
+    }
+
+    /// Whether it can make this load, in this build.
+    pub(crate) fn check(self, scenario: &Scenario) -> Result<(), Failure> {
+        match self {
+            Driver::Flumen => Ok(()),
+            #[cfg(feature = "librdkafka")]
+            Driver::Librdkafka => librdkafka::check(scenario),
+            #[cfg(not(feature = "librdkafka"))]
+            Driver::Librdkafka => Err(Failure::Usage(format!(
+                "--driver librdkafka ({}): this flumen-bench is built without it; cargo build --release -p flumen-bench \
+                 --features librdkafka",
+                scenario.name
+            ))),
+        }
+    }
+}
 
 /// How long a load may go on past its end with what was due before it.
 pub(crate) const BACKLOG_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,6 +143,8 @@ pub(crate) struct Control {
     pub abandoned: AtomicBool,
     /// Distinct records that the members of each consumer group have, by its index.
     pub group_received: Vec<AtomicU64>,
+    /// Of the broker, where the load is to kill it.
+    pub outage: Outage,
 }
 
 impl Control {
@@ -97,6 +156,7 @@ impl Control {
             sealed: OnceLock::new(),
             abandoned: AtomicBool::new(false),
             group_received: (0..consumer_groups).map(|_| AtomicU64::new(0)).collect(),
+            outage: Outage::default(),
         }
     }
 
@@ -155,6 +215,12 @@ pub(crate) struct Work {
     pub lanes: Vec<LanePlan>,
     pub readers: Vec<ReaderPlan>,
     pub churn: Option<ChurnPlan>,
+}
+
+impl Work {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lanes.is_empty() && self.readers.is_empty() && self.churn.is_none()
+    }
 }
 
 /// One producer's records for the partitions of one leader, over one connection.

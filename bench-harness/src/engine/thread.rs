@@ -1,6 +1,6 @@
 //! One thread of the load: an executor, the connections on it, and what they count.
 
-use super::churn::churn;
+use super::churn::{churn, open_idle};
 use super::group_reader::read_in_group;
 use super::lane::Lane;
 use super::reader::Reader;
@@ -165,6 +165,10 @@ async fn carry_out(
             return Err(error);
         }
     }
+    let idle = match &work.churn {
+        Some(plan) => open_idle(&shop, plan).await?,
+        None => Vec::new(),
+    };
     let _ = reports.send(Report::Ready);
     shop.wait_for_start().await;
 
@@ -174,7 +178,7 @@ async fn carry_out(
         runtime::spawn(lane.run(shop));
     }
     if let Some(plan) = work.churn {
-        runtime::spawn(churn(shop.clone(), plan));
+        runtime::spawn(churn(shop.clone(), plan, idle));
     }
     for reader in readers {
         let (shop, received, open) = (shop.clone(), received.clone(), open.clone());

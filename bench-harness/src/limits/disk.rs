@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use glommio::io::DmaFile;
 use rustix::fs::OFlags;
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -24,6 +25,13 @@ const ALIGNMENT: usize = 4096;
 /// A file of ours that is gone when this is.
 struct Scratch(PathBuf);
 
+impl Scratch {
+    fn below(folder: &Path) -> Scratch {
+        let name = format!("flumen-bench-limits-{}-{:08x}", std::process::id(), fastrand::u32(..));
+        Scratch(folder.join(name))
+    }
+}
+
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
@@ -35,8 +43,7 @@ pub(super) fn measure(
     each: Duration,
     go_on: &dyn Fn() -> Result<(), Failure>,
 ) -> Result<DiskLimits, Failure> {
-    let scratch =
-        Scratch(folder.join(format!("flumen-bench-limits-{}-{:08x}", std::process::id(), fastrand::u32(..))));
+    let scratch = Scratch::below(folder);
     let failed = |error: io::Error| Failure::io(scratch.0.display(), error);
     lay_out(&scratch.0, SYNCED_FILE_BYTES).map_err(failed)?;
     let mut synced_writes = Vec::new();
@@ -62,27 +69,76 @@ fn lay_out(path: &Path, bytes: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-/// One write at a time, each durable when it returns (`O_DSYNC`).
+/// One write at a time, each durable when it returns.
 fn synced(path: &Path, bytes: u32, each: Duration) -> Result<SyncedWrites, Failure> {
-    let open = |flags: OFlags| OpenOptions::new().write(true).custom_flags(flags.bits() as i32).open(path);
-    let direct = open(OFlags::DIRECT | OFlags::DSYNC);
-    let is_direct = direct.is_ok();
-    let failed = |error: io::Error| Failure::io(path.display(), error);
-    let file = direct.or_else(|_| open(OFlags::DSYNC)).map_err(failed)?;
-    let memory = vec![7; bytes as usize + ALIGNMENT];
-    let at = memory.as_ptr().align_offset(ALIGNMENT);
-    let block =
-        memory.get(at..at + bytes as usize).ok_or_else(|| Failure::Other("unaligned memory".to_owned()))?;
+    let writer = Synced::open(path, bytes as usize)?;
     let mut histogram = new_histogram()?;
-    let mut position = 0;
     let began = Instant::now();
-    while began.elapsed() < each {
+    for number in 0.. {
         let sent = Instant::now();
-        file.write_all_at(block, position).map_err(failed)?;
+        if sent.duration_since(began) >= each {
+            break;
+        }
+        writer.write(number)?;
         histogram.saturating_record(nanoseconds(sent.elapsed()));
-        position = (position + u64::from(bytes)) % SYNCED_FILE_BYTES;
     }
-    Ok(SyncedWrites { bytes, is_direct, latency: latency_of(&histogram, "writes with a sync")? })
+    let latency = latency_of(&histogram, "writes with a sync")?;
+    Ok(SyncedWrites { bytes, is_direct: writer.is_direct, latency })
+}
+
+/// A file that is laid out, open for writes that are durable when they return (`O_DSYNC`).
+struct Synced {
+    file: File,
+    path: PathBuf,
+    is_direct: bool,
+    memory: Vec<u8>,
+    /// Of the block within it.
+    at: usize,
+    bytes: usize,
+}
+
+impl Synced {
+    fn open(path: &Path, bytes: usize) -> Result<Synced, Failure> {
+        let open =
+            |flags: OFlags| OpenOptions::new().write(true).custom_flags(flags.bits() as i32).open(path);
+        let direct = open(OFlags::DIRECT | OFlags::DSYNC);
+        let is_direct = direct.is_ok();
+        let file =
+            direct.or_else(|_| open(OFlags::DSYNC)).map_err(|error| Failure::io(path.display(), error))?;
+        let memory = vec![7; bytes + ALIGNMENT];
+        let at = memory.as_ptr().align_offset(ALIGNMENT);
+        Ok(Synced { file, path: path.to_owned(), is_direct, memory, at, bytes })
+    }
+
+    /// Writes a block, each number at its place.
+    fn write(&self, number: u64) -> Result<(), Failure> {
+        let block = self.memory.get(self.at..self.at + self.bytes);
+        let block = block.ok_or_else(|| Failure::Other("unaligned memory".to_owned()))?;
+        let position = number % (SYNCED_FILE_BYTES / self.bytes as u64) * self.bytes as u64;
+        self.file.write_all_at(block, position).map_err(|error| Failure::io(self.path.display(), error))
+    }
+}
+
+/// A file of our own for such writes, which goes when this does.
+pub(crate) struct SyncedFile {
+    writer: Synced,
+    written: Cell<u64>,
+    _scratch: Scratch,
+}
+
+impl SyncedFile {
+    pub(crate) fn create(folder: &Path) -> Result<SyncedFile, Failure> {
+        let scratch = Scratch::below(folder);
+        lay_out(&scratch.0, SYNCED_FILE_BYTES).map_err(|error| Failure::io(scratch.0.display(), error))?;
+        let writer = Synced::open(&scratch.0, SYNCED_SIZES[0] as usize)?;
+        Ok(SyncedFile { writer, written: Cell::new(0), _scratch: scratch })
+    }
+
+    /// Writes a block behind the one before it. Its bytes.
+    pub(crate) fn write(&self) -> Result<u64, Failure> {
+        self.writer.write(self.written.replace(self.written.get() + 1))?;
+        Ok(self.writer.bytes as u64)
+    }
 }
 
 /// Bytes per second, or why there is no such figure.

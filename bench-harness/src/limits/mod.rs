@@ -6,6 +6,8 @@
 mod disk;
 mod loopback;
 
+pub(crate) use disk::SyncedFile;
+
 use crate::cli::LimitsOptions;
 use crate::failure::Failure;
 use crate::interrupt;

@@ -70,6 +70,13 @@ impl Values {
         HEADER_BYTES + (to - from) as usize
     }
 
+    /// Of the largest value.
+    #[cfg_attr(not(feature = "librdkafka"), expect(dead_code, reason = "our own client asks for no bound"))]
+    pub(crate) fn len_max(&self) -> usize {
+        let lines = self.lines.iter().map(|(from, to)| HEADER_BYTES + (to - from) as usize);
+        lines.max().unwrap_or_else(|| self.sizes.iter().copied().max().unwrap_or_default() as usize)
+    }
+
     /// The next record's value, with its header where that fits; a line follows its header whole.
     pub(crate) fn next(&mut self, header: &Header) -> &[u8] {
         let len = self.next_len();

@@ -2,7 +2,7 @@
 
 use super::clock::{RoundTrip, offset};
 use super::{Job, Order, PROTOCOL_VERSION, Word, read_line, write_line};
-use crate::engine::{Clock, Control, Report};
+use crate::engine::{Clock, Control, Means, Report};
 use crate::failure::Failure;
 use crate::layout::MachineShare;
 use crate::result::{Machine, Usage};
@@ -93,7 +93,7 @@ impl Link {
         target: &Target,
         run: u64,
         share: MachineShare,
-        uring: bool,
+        means: Means,
     ) -> Result<usize, Failure> {
         let job = Job {
             scenario: scenario.clone(),
@@ -102,7 +102,7 @@ impl Link {
             run,
             share,
             clock_offset_ns: self.clock_offset_ns,
-            uring,
+            means,
         };
         self.order(&Order::Job(Box::new(job)))?;
         match self.word()? {

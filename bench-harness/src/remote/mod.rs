@@ -25,7 +25,7 @@ mod worker;
 pub(crate) use link::{Link, connect};
 pub(crate) use worker::serve;
 
-use crate::engine::{Origin, Place, Received, Report, Tally};
+use crate::engine::{Means, Origin, Place, Received, Report, Tally};
 use crate::failure::Failure;
 use crate::layout::MachineShare;
 use crate::result::{Latency, Machine, Usage};
@@ -39,7 +39,7 @@ use std::io::{self, BufRead, Read, Write};
 /// Of one line: sequences of a thousand connections over a thousand partitions fit.
 const MESSAGE_BYTES_MAX: u64 = 256 << 20;
 /// Both sides must be of the same.
-const PROTOCOL_VERSION: u32 = 1;
+const PROTOCOL_VERSION: u32 = 2;
 
 /// To a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,7 +72,7 @@ struct Job {
     share: MachineShare,
     /// To be added to the worker's clock to get the coordinator's.
     clock_offset_ns: i64,
-    uring: bool,
+    means: Means,
 }
 
 /// From a worker.

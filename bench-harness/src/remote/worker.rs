@@ -60,7 +60,7 @@ fn run(job: Job, stream: &mut TcpStream, reader: &mut BufReader<TcpStream>) -> i
             let phase = job.scenario.phases.get(job.phase);
             phase.ok_or_else(|| Failure::Other("a phase that is not there".to_owned()))
         })
-        .and_then(|phase| Prepared::new(&job.scenario, phase, &job.target, job.run, job.share));
+        .and_then(|phase| Prepared::new(&job.scenario, phase, &job.target, job.run, job.share, job.means));
     let prepared = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => return write_line(stream, &Word::Told(Told::Failed(failure.to_string()))),
@@ -69,7 +69,7 @@ fn run(job: Job, stream: &mut TcpStream, reader: &mut BufReader<TcpStream>) -> i
     let control = Arc::new(prepared.control(Clock::new(job.clock_offset_ns)));
     let (tell, told) = channel();
     let warmup = prepared.warmup();
-    let running = match prepared.start(&control, &tell, job.uring) {
+    let running = match prepared.start(&control, &tell) {
         Ok(running) => running,
         Err(failure) => return write_line(stream, &Word::Told(Told::Failed(failure.to_string()))),
     };

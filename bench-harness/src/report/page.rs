@@ -6,7 +6,7 @@ use super::words::{self, Weight};
 use crate::compare::document::{Comparison, Over, Ratio};
 use crate::compare::figures::{Figure, Unit};
 use crate::quantity;
-use crate::result::{Machine, PartKind, RunResult};
+use crate::result::{Machine, Part, PartKind, RestartSeen, RunResult};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -138,11 +138,16 @@ impl Page<'_> {
                 self.named(tone, &side.name);
                 self.html.raw("</h3>");
             }
-            self.html.raw("<dl>");
-            for (name, value) in headlines(run) {
-                self.html.raw("<div><dt>").text(name).raw("</dt><dd>").text(value).raw("</dd></div>");
+            for (phase, figures) in headlines(run) {
+                if let Some(phase) = phase {
+                    self.html.raw("<h4>").text(phase).raw("</h4>");
+                }
+                self.html.raw("<dl>");
+                for (name, value) in figures {
+                    self.html.raw("<div><dt>").text(name).raw("</dt><dd>").text(value).raw("</dd></div>");
+                }
+                self.html.raw("</dl>");
             }
-            self.html.raw("</dl>");
         }
         self.html.raw("</section>\n");
     }
@@ -217,24 +222,25 @@ impl Page<'_> {
         }
         for phase in &phases {
             let of_phase: Vec<&Track> = tracks.iter().filter(|track| track.phase == *phase).collect();
-            let before = if phases.len() > 1 { format!("Phase {phase}: ") } else { String::new() };
-            for track in &of_phase {
-                if !matches!(track.kind, PartKind::Lateness | PartKind::RawSync) {
-                    self.latency(track, &before);
-                }
+            if phases.len() > 1 {
+                self.html.raw("<h2 class=\"phase\">Phase: ").text(phase).raw("</h2>");
             }
-            let title = if phases.len() > 1 { "throughput" } else { "Throughput" };
-            self.charts_over_time(&format!("{before}{title}"), series::throughputs(sides, &of_phase));
+            for track in of_phase.iter().filter(|track| track.kind.is_work()) {
+                self.latency(track);
+            }
+            self.charts_over_time("Throughput", series::throughputs(sides, &of_phase));
+        }
+        if phases.len() > 1 {
+            self.html.raw("<h2 class=\"phase\">All phases</h2>");
         }
         self.charts_over_time("CPU, in cores", series::cores(sides));
     }
 
     /// Percentiles of all, then the course over time of each.
-    fn latency(&mut self, track: &Track, before: &str) {
+    fn latency(&mut self, track: &Track) {
         let sides = self.sides;
         let Some(percentiles) = series::percentiles(sides, track) else { return };
-        let title = if before.is_empty() { "Latency" } else { "latency" };
-        self.html.raw("<section><h2>").text(format!("{before}{title}, {}", track.title()));
+        self.html.raw("<section><h2>Latency, ").text(track.title());
         self.html.raw("</h2><p class=\"small\">");
         self.html.raw(match track.kind {
             PartKind::Produce => "From the time at which a record was due to its acknowledgement.",
@@ -292,6 +298,11 @@ impl Page<'_> {
             self.html.cell(quantity::duration(histogram.max() as f64)).raw("</tr>");
         }
         self.html.raw("</tbody></table></div>");
+        for side in sides {
+            if let Some(sentence) = words::over_raw(side, track) {
+                self.html.raw("<p class=\"small\">").text(sentence).raw("</p>");
+            }
+        }
     }
 
     /// The most that the machine takes, where a run measured it.
@@ -345,40 +356,63 @@ impl Page<'_> {
     }
 }
 
-/// Of every phase; those of the second and later ones bear its name.
-fn headlines(run: &RunResult) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    let is_single = run.parts.windows(2).all(|pair| pair[0].phase == pair[1].phase);
-    for part in &run.parts {
-        let mut add = |name: &str, value: String| {
-            let mut name = format!("{} {name}", series::word(part.kind));
-            for more in [&part.name, if is_single { &part.name } else { &part.phase }] {
-                if !more.is_empty() && !name.contains(more.as_str()) {
-                    name = format!("{name}, {more}");
-                }
-            }
-            found.push((name, value));
-        };
-        if matches!(part.kind, PartKind::Lateness | PartKind::RawSync | PartKind::Connect) {
-            continue;
-        }
-        if part.kind != PartKind::EndToEnd {
-            add("records", format!("{}/s", quantity::number(part.records_per_s())));
-            add("bytes", format!("{}/s", quantity::bytes(part.bytes_per_s())));
-        }
-        if let Some(latency) = &part.latency {
-            add("p50", quantity::duration(latency.summary.p50_ns as f64));
-            add("p99.9", quantity::duration(latency.summary.p99_9_ns as f64));
-        }
+/// Figures under the name of their phase; where there is one phase alone, all are together without a name.
+type Headlines = Vec<(Option<String>, Vec<(String, String)>)>;
+
+fn headlines(run: &RunResult) -> Headlines {
+    let mut phases: Vec<&str> = run.parts.iter().map(|part| part.phase.as_str()).collect();
+    phases.dedup();
+    let is_single = phases.len() <= 1;
+    let mut found: Headlines = Vec::new();
+    for phase in phases {
+        let of_phase = run.parts.iter().filter(|part| part.phase == phase);
+        let mut figures: Vec<(String, String)> = of_phase.flat_map(part_headlines).collect();
+        figures.extend(run.restarts.iter().filter(|one| one.phase == phase).map(restart_headline));
+        found.push(((!is_single).then(|| format!("Phase: {phase}")), figures));
     }
-    if let Some(process) = &run.broker_process {
-        if let Some(cpu_s) = process.cpu_s_per_gb {
-            found.push(("broker CPU per GB".to_owned(), amount(Figure::CpuPerGb, cpu_s)));
-        }
-        let memory = process.usage.rss_bytes_max as f64;
-        found.push(("broker memory, at most".to_owned(), quantity::bytes(memory)));
+    let whole = broker_headlines(run);
+    match found.first_mut() {
+        Some((None, figures)) => figures.extend(whole),
+        _ if whole.is_empty() => {}
+        _ => found.push(((!is_single).then(|| "Broker, over all phases".to_owned()), whole)),
     }
     found
+}
+
+fn part_headlines(part: &Part) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut add = |name: &str, value: String| {
+        let mut name = format!("{} {name}", series::word(part.kind));
+        if !part.name.is_empty() {
+            name = format!("{name}, {}", part.name);
+        }
+        found.push((name, value));
+    };
+    if !part.kind.is_work() || part.kind == PartKind::Connect {
+        return found;
+    }
+    if part.kind != PartKind::EndToEnd {
+        add("records", format!("{}/s", quantity::number(part.records_per_s())));
+        add("bytes", format!("{}/s", quantity::bytes(part.bytes_per_s())));
+    }
+    if let Some(latency) = &part.latency {
+        add("p50", quantity::duration(latency.summary.p50_ns as f64));
+        add("p99.9", quantity::duration(latency.summary.p99_9_ns as f64));
+    }
+    found
+}
+
+fn restart_headline(restart: &RestartSeen) -> (String, String) {
+    let first = restart.first_acknowledgement_ns.map(|ns| quantity::duration(ns as f64));
+    (Figure::FirstAcknowledgement.label().to_owned(), first.unwrap_or_else(|| "never".to_owned()))
+}
+
+fn broker_headlines(run: &RunResult) -> Vec<(String, String)> {
+    let Some(process) = &run.broker_process else { return Vec::new() };
+    let cpu = process.cpu_s_per_gb.map(|cpu_s| ("CPU per GB".to_owned(), amount(Figure::CpuPerGb, cpu_s)));
+    let memory = quantity::bytes(process.usage.rss_bytes_max as f64);
+    let rest = [("memory, at most".to_owned(), memory)];
+    cpu.into_iter().chain(rest).map(|(name, value)| (format!("broker {name}"), value)).collect()
 }
 
 /// With its phase, where it is of one.
@@ -398,6 +432,7 @@ pub(crate) fn amount(figure: Figure, value: f64) -> String {
         Unit::CpuSecondsPerGb => format!("{} s", quantity::three_digits(value)),
         Unit::CpuMicroseconds => format!("{} µs", quantity::three_digits(value)),
         Unit::Bytes => quantity::bytes(value),
+        Unit::Times => format!("{} ×", quantity::ratio(value)),
     }
 }
 
@@ -561,6 +596,27 @@ mod tests {
             Some(5.0),
             "100,000 records: the end is at 99.999 %"
         );
+    }
+
+    #[test]
+    fn figures_stand_under_the_names_of_their_phases() {
+        let mut run = fixture::run("x", 1, 1.0);
+        let names = |run: &RunResult| headlines(run).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(&run), [None]);
+        run.restarts.push(RestartSeen {
+            phase: "second".to_owned(),
+            killed_at_s: 1.0,
+            first_acknowledgement_ns: None,
+        });
+        for (part, phase) in run.parts.iter_mut().zip(["first", "second", "second"]) {
+            part.phase = phase.to_owned();
+        }
+        let expected = ["Phase: first", "Phase: second", "Broker, over all phases"];
+        assert_eq!(names(&run), expected.map(|name| Some(name.to_owned())));
+        let (_, second) = headlines(&run).swap_remove(1);
+        assert_eq!(second.last().expect("there are some").1, "never");
+        let html = write(&[Side { name: "x".to_owned(), runs: vec![&run] }], None);
+        assert!(html.contains(">Phase: second</h2>"), "{html}");
     }
 
     #[test]

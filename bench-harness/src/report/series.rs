@@ -112,6 +112,12 @@ impl Track {
         self.part(run)?.latency.as_ref()?.decode().ok()
     }
 
+    /// What was measured at the same time of another kind. Bare writes are those of the whole phase.
+    pub(super) fn beside(&self, kind: PartKind) -> Track {
+        let name = if kind == PartKind::RawSync { String::new() } else { self.name.clone() };
+        Track { kind, name, phase: self.phase.clone() }
+    }
+
     /// The phase is left out: it is a heading above.
     pub(super) fn title(&self) -> String {
         match self.name.as_str() {
@@ -168,8 +174,7 @@ pub(super) fn percentiles(sides: &[Side], track: &Track) -> Option<Chart> {
     {
         let all =
             Side { name: String::new(), runs: sides.iter().flat_map(|side| side.runs.clone()).collect() };
-        let beside = Track { kind, ..track.clone() };
-        if let Some(whole) = merged(&all, &beside) {
+        if let Some(whole) = merged(&all, &track.beside(kind)) {
             curve(name.to_owned(), None, Style::Dashed, &whole);
         }
     }

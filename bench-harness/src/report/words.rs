@@ -167,6 +167,28 @@ pub(super) fn shares(side: &Side, limits: &Limits) -> Vec<String> {
     found
 }
 
+/// A side's latency as a multiple of what the disk gave at the same time, where that was measured.
+pub(super) fn over_raw(side: &Side, track: &Track) -> Option<String> {
+    if track.kind != PartKind::Produce {
+        return None;
+    }
+    let (own, raw) = (merged(side, track)?, merged(side, &track.beside(PartKind::RawSync))?);
+    let times = |quantile: f64| {
+        let (own, raw) = (own.value_at_quantile(quantile), raw.value_at_quantile(quantile).max(1));
+        format!("{} ×", quantity::ratio(own as f64 / raw as f64))
+    };
+    Some(format!(
+        "{}: p50 {}, p99 {} that of the {} bare writes of 4 KiB with their sync that were made on its disk at the same time \
+         (p50 {}, p99 {}).",
+        side.name,
+        times(0.5),
+        times(0.99),
+        quantity::grouped(raw.len()),
+        quantity::duration(raw.value_at_quantile(0.5) as f64),
+        quantity::duration(raw.value_at_quantile(0.99) as f64),
+    ))
+}
+
 /// What the page is of, in one line.
 pub(super) fn subject(sides: &[Side], comparison: Option<&Comparison>) -> String {
     let Some(first) = sides.iter().flat_map(|side| side.runs.first()).next() else { return String::new() };
@@ -180,13 +202,8 @@ pub(super) fn subject(sides: &[Side], comparison: Option<&Comparison>) -> String
         }
         None => format!("{} s", quantity::three_digits(first.duration_s)),
     };
-    let kinds: Vec<&str> = first
-        .parts
-        .iter()
-        .map(|part| part.kind)
-        .filter(|kind| !matches!(kind, PartKind::Lateness | PartKind::RawSync))
-        .map(word)
-        .collect();
+    let kinds: Vec<&str> =
+        first.parts.iter().map(|part| part.kind).filter(|kind| kind.is_work()).map(word).collect();
     if !kinds.is_empty() {
         let mut kinds = kinds;
         kinds.dedup();

@@ -47,6 +47,7 @@ pub(crate) fn run(name: &str, seed: u64, slowness: f64) -> RunResult {
         generator: usage(0.2, &mut random),
         broker_process: Some(process),
         limits: None,
+        restarts: Vec::new(),
     }
 }
 

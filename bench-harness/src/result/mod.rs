@@ -64,6 +64,21 @@ pub(crate) struct RunResult {
     /// What this machine can do at most, when it was asked to measure that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// Of the phases in which the broker was killed, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restarts: Vec<RestartSeen>,
+}
+
+/// The broker was killed (`kill -9`) and started again at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RestartSeen {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub phase: String,
+    /// From the begin of the phase's measured time.
+    pub killed_at_s: f64,
+    /// From the kill until something that was sent after it was acknowledged. None: nothing ever was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_acknowledgement_ns: Option<u64>,
 }
 
 /// The program that measured.
@@ -156,6 +171,13 @@ pub(crate) enum PartKind {
     RawSync,
     /// Opening a connection until the broker answers on it.
     Connect,
+}
+
+impl PartKind {
+    /// Whether a broker had to do something for it.
+    pub(crate) fn is_work(self) -> bool {
+        !matches!(self, PartKind::Lateness | PartKind::RawSync)
+    }
 }
 
 /// One kind of work, over the whole measured time and by the second.
