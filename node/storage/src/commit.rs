@@ -122,7 +122,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let formed = self.form();
             self.settle();
             match formed {
-                Formed::Nothing if self.life.get() == Life::Stopped => return Ok(()),
+                // What is left may be of offline partitions: their journals stay.
+                Formed::Nothing | Formed::FileFull if self.life.get() == Life::Stopped => return Ok(()),
                 Formed::Nothing => self.work.wait().await,
                 Formed::FileFull => self.switch_file().await?,
                 Formed::Group(group) => self.write_group(group).await?,
@@ -174,7 +175,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             // Appends are refused meanwhile; a checkpoint frees a file.
             self.mark_checkpoint_due();
             self.progress.after(seen).await;
-            if self.life.get() == Life::Faulted {
+            if matches!(self.life.get(), Life::Stopped | Life::Faulted) {
                 return Ok(());
             }
         }
@@ -199,11 +200,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
     }
 
-    /// The partition that no checkpoint can free the oldest journal file of.
+    /// The partition that no checkpoint can free the oldest journal file of: it is offline, and what the file holds of it
+    /// may not be journalled again, or finds no room.
     fn journal_held_by(&self) -> Option<String> {
         let state = self.state.borrow();
-        let oldest = state.journal.oldest_sealed_lsn()?;
-        let holds = |p: &&Partition<D, T>| p.sync_failed && p.frozen.is_none() && p.checkpointed.lsn < oldest;
+        let (oldest, durable) = (state.journal.oldest_sealed_lsn()?, state.journal.durable_lsn);
+        let holds =
+            |p: &&Partition<D, T>| p.offline.is_some() && p.frozen.is_none() && p.covered(durable) < oldest;
         let held = state.slots().into_iter().filter_map(|slot| state.get(slot)).find(holds);
         held.map(|partition| partition.directory.to_string())
     }
