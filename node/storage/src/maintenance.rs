@@ -279,14 +279,14 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             changed = true;
             let began = self.disk.monotonic();
             let written = fill.file.write_at(fill.buffer, fill.position).await;
-            let mut guard = self.state.borrow_mut();
-            let state = &mut *guard;
-            let Some((partition, buffers, journal)) = state.with(slot) else { return };
-            if let Some(writer) = partition.writer_mut(fill.base) {
-                writer.fill_done(written.is_ok());
+            {
+                let mut state = self.state.borrow_mut();
+                let Some((partition, buffers, journal)) = state.with(slot) else { return };
+                if let Some(writer) = partition.writer_mut(fill.base) {
+                    writer.fill_done(written.is_ok());
+                }
+                partition.advance_filled(journal.durable_lsn, buffers);
             }
-            partition.advance_filled(journal.durable_lsn, buffers);
-            drop(guard);
             if let Err(error) = written {
                 self.segment_fault(slot, fill.base, "write", &error);
                 break;
