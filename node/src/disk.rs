@@ -118,17 +118,35 @@ pub struct GlommioDisk {
 /// Lets one sync of everything through at a time, for all shards of a node, and none after one that failed: the failed
 /// one may have lost what any shard wrote, and a later one would not tell. Held on blocking threads alone.
 #[derive(Debug, Default)]
-pub struct SyncGate(Mutex<Option<io::ErrorKind>>);
+pub struct SyncGate(Mutex<Gate>);
+
+#[derive(Debug, Default)]
+struct Gate {
+    /// One for all syncs: the kernel tells each open file of an error once, and a file that is opened later perhaps not
+    /// of one that somebody else was told of.
+    root: Option<std::fs::File>,
+    failed: Option<io::ErrorKind>,
+}
 
 impl SyncGate {
     fn pass(&self, root: &Path) -> io::Result<()> {
-        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kind) = *failed {
+        let mut gate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = gate.failed {
             return Err(io::Error::new(kind, "a sync of the data folder has failed before"));
         }
-        let synced = std::fs::File::open(root).and_then(|root| sys::sync_file_system(&root));
-        *failed = synced.as_ref().err().map(io::Error::kind);
+        let synced = gate.sync(root);
+        gate.failed = synced.as_ref().err().map(io::Error::kind);
         synced
+    }
+}
+
+impl Gate {
+    fn sync(&mut self, root: &Path) -> io::Result<()> {
+        let root = match self.root.take() {
+            Some(root) => root,
+            None => std::fs::File::open(root)?,
+        };
+        sys::sync_file_system(self.root.insert(root))
     }
 }
 

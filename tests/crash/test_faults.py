@@ -106,6 +106,15 @@ def test_full_disk_is_met_before_the_acknowledgement(broker):
         holds(read_all(broker, topic), of_topic)
 
 
+def test_topic_made_on_a_full_disk_is_served_once_there_is_space(broker):
+    broker.fail("create:late-0:ENOSPC")
+    with wire.Connection(broker.port) as connection:
+        assert wire.create_topic(connection, "late", 1, 1, {})[0] == wire.NONE
+        assert produce(connection, "late", 1)[0] == wire.UNKNOWN_TOPIC_OR_PARTITION
+        broker.fail()
+        until(lambda: produce(connection, "late", 1)[0] == wire.NONE)
+
+
 @pytest.mark.parametrize("operation", ["write", "sync"])
 def test_segment_fault_takes_its_partition_offline_alone(broker, operation):
     """Said in the log and in a metric; the neighbour goes on; the next start on a healthy disk has everything."""

@@ -134,17 +134,21 @@ def leave(connection, group: str, members: list[tuple[str, str | None]]) -> tupl
     return code, codes
 
 
-def commit(
-    connection, group: str, offsets: dict[tuple[str, int], int], *, generation: int = -1, member: str = "",
+def commit_body(
+    group: str, offsets: dict[tuple[str, int], int], *, generation: int = -1, member: str = "",
     instance: str | None = None, metadata: str | None = "",
-) -> dict[tuple[str, int], int]:  # fmt: skip
-    """OffsetCommit v7; (topic, partition) -> code."""
+) -> bytes:  # fmt: skip
+    """OffsetCommit v7 of (topic, partition) -> offset."""
     topics: dict[str, list[bytes]] = {}
     for (topic, partition), offset in offsets.items():
         topics.setdefault(topic, []).append(struct.pack(">iqi", partition, offset, -1) + string(metadata))
     body = string(group) + struct.pack(">i", generation) + string(member) + string(instance)
-    body += array([string(topic) + array(listed) for topic, listed in topics.items()])
-    reader = connection.call(OFFSET_COMMIT, 7, body)
+    return body + array([string(topic) + array(listed) for topic, listed in topics.items()])
+
+
+def commit(connection, group: str, offsets: dict[tuple[str, int], int], **how) -> dict[tuple[str, int], int]:
+    """Commits them; (topic, partition) -> code."""
+    reader = connection.call(OFFSET_COMMIT, 7, commit_body(group, offsets, **how))
     reader.take("i")
     out = {}
     for _ in range(reader.take("i")):

@@ -28,6 +28,8 @@ BUILD = places.CLIENTS / "librdkafka"
 TESTS = BUILD / "tests"
 KAFKA_VERSION = "4.0.0"
 TIMEOUT_S = 300
+# Two members that are started one after the other are taken to be in the first generation together.
+SETTINGS = {"num.partitions": "4", "group.initial.rebalance.delay.ms": "1000"}
 
 # Without those that are about transactions, TLS, SASL and ACLs from end to end, and those that only use librdkafka's
 # own mock broker. Of 0081, whose users and ACLs would end it early, the subtests.
@@ -152,9 +154,7 @@ def main() -> int:
     names = asked.names or (GROUPS if asked.protocol == "consumer" else sorted(WITHOUT_GROUPS + GROUPS))
     kind = brokers.BROKERS[asked.peer]
     wrong, passed = [], 0
-    with kind({"num.partitions": "4"}) as usual, kind(
-        {"num.partitions": "4", "auto.create.topics.enable": "false"}
-    ) as without_auto_create:
+    with kind(SETTINGS) as usual, kind(SETTINGS | {"auto.create.topics.enable": "false"}) as without_auto_create:
         for name in names:
             broker = without_auto_create if name[:4] in WITHOUT_AUTO_CREATE else usual
             began = time.monotonic()

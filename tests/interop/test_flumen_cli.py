@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -596,6 +597,77 @@ def test_what_is_wrong_is_found_with_its_place(stopped, tmp_path):
 
     position, what = damaged(index, ".index")
     assert position == 0 and "no batch begins at position 12345" in what
+
+
+@pytest.fixture(scope="module")
+def node_files():
+    """What a node keeps beside segments and journals, after a clean stop."""
+    with brokers.Flumen() as one:
+        create(one, "data", 3)
+        good(one, "produce", "data", input=numbers(1000))
+        assert one.stop() == 0
+        yield one.data
+
+
+def test_what_is_wrong_with_checkpoints_and_metadata_is_found(node_files, tmp_path):
+    whole = good(None, "log", "verify", node_files, "--format", "json").json
+    assert whole["faults"] == [] and whole["checkpoints"] >= 1 and whole["metadata_files"] >= 1
+    # The topic, its three partitions, what the node says of itself.
+    assert whole["metadata_records"] >= 5
+    assert " checkpoints, " in good(None, "log", "verify", node_files).text
+
+    def damaged(relative, change) -> tuple[str, int, str]:
+        """The one fault of a folder in which one file was changed."""
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        for name in ("checkpoint", "metadata"):
+            shutil.copytree(node_files / name, folder / name)
+        change(folder / relative)
+        done = run(None, "log", "verify", folder, "--format", "json")
+        assert done.status == 4, done.err
+        (found,) = done.json["faults"]
+        return found["file"].removeprefix(f"{folder}/"), found["position"], found["what"]
+
+    def flip(position):
+        def change(path):
+            content = bytearray(path.read_bytes())
+            content[position] ^= 1
+            path.write_bytes(content)
+
+        return change
+
+    # Beside them lies space that is kept for the next ones.
+    checkpoints = [one for one in (node_files / "checkpoint").iterdir() if one.suffix != ".tmp"]
+    checkpoint = max(checkpoints, key=lambda one: one.stat().st_size).relative_to(node_files)
+    metadata = max((node_files / "metadata").glob("*.log")).relative_to(node_files)
+    assert damaged(checkpoint, flip(60)) == (str(checkpoint), 0, "the checksum does not fit")
+    assert damaged(checkpoint, lambda path: os.truncate(path, 50))[::2] == (str(checkpoint), "not a checkpoint")
+    renamed = checkpoint.with_name("77-0-1")
+    named = damaged(checkpoint, lambda path: path.rename(path.with_name(renamed.name)))
+    assert named == (str(renamed), 0, "it bears another's name")
+    assert damaged(metadata, flip(20))[:2] == (str(metadata), 0)
+    file, position, what = damaged(metadata, flip(4096 + 50))
+    assert (file, position) == (str(metadata), 4096) and "intact ones behind it" in what
+    assert damaged(metadata, lambda path: path.unlink())[::2] == (str(metadata), "the file is missing")
+
+
+def test_what_a_crash_leaves_is_sound(tmp_path):
+    """A node that was killed under load leaves torn ends and unfinished files, and none of it is a fault."""
+    with brokers.Flumen() as one:
+        create(one, "data", 3)
+        producer = subprocess.Popen(command(one, "produce", "data"), stdin=subprocess.PIPE)
+        try:
+            producer.stdin.write(numbers(20_000))
+            producer.stdin.flush()
+            deadline = time.monotonic() + 20
+            while not good(one, "consume", "data", "-n", 1).out:
+                assert time.monotonic() < deadline
+            one.kill()
+        finally:
+            producer.kill()
+            producer.wait()
+        checked = run(None, "log", "verify", one.data, "--format", "json").json
+        # A segment may end inside of a batch that the journal has.
+        assert [fault for fault in checked["faults"] if not fault["file"].endswith(".log")] == []
 
 
 def test_nothing_to_verify(tmp_path):

@@ -1,4 +1,5 @@
-"""Real clients in groups through a whole life: members join, leave, are killed with SIGKILL, and so is the broker.
+"""Real clients in groups through a whole life: members join, leave, are killed with SIGKILL, and so is the broker, also in
+the midst of joins and leaves.
 
 All groups live at the same time on one broker and read one topic, which is written to all the while; so they are also
 independent of each other. What happened to each is one test. In the steady part, with nobody coming or going,
@@ -22,6 +23,9 @@ STEADY_RECORDS = 300
 RECORDS_PER_S = 600
 # How often each group goes through all that happens to members.
 ROUNDS = int(os.environ.get("GROUP_ROUNDS", "1"))
+
+# Of a classic group; consumer groups are not known to DescribeGroups.
+JOINING = ("PreparingRebalance", "CompletingRebalance")
 
 LIVES = [
     ("java", "range"),
@@ -99,6 +103,15 @@ class Stage:
             for name, positions in acknowledged.items():
                 self.kept[name] = (positions, fetch_committed(connection, name))
 
+    def crash_while_joining(self) -> None:
+        """The same at a moment at which groups are in the midst of a join."""
+        with wire.Connection(self.broker.port) as connection:
+            deadline = time.monotonic() + 20
+            while not any(groups.describe(connection, one.name).state in JOINING for one in self.groups):
+                assert time.monotonic() < deadline, "no group is joining"
+                time.sleep(0.01)
+        self.crash()
+
     def end_load(self) -> None:
         self.load.stop()
 
@@ -166,13 +179,25 @@ def churn(stage: Stage, group: members.Group, three: list[members.Member]) -> li
     group.until_shared(four[2:])
     # The broker is killed and started again.
     stage.meet(stage.crash)
+    check_kept(stage, group)
+    again = [*four[2:], group.join()]
+    group.until_shared(again)
+    # The same while one joins and another leaves.
+    last = [*again[1:], group.join()]
+    again[0].ask_to_leave()
+    stage.meet(stage.crash_while_joining)
+    check_kept(stage, group)
+    again[0].wait_left(60)
+    group.until_shared(last)
+    return last
+
+
+def check_kept(stage: Stage, group: members.Group) -> None:
+    """What was committed before the crash is there after it."""
     acknowledged, found = stage.kept[group.name]
     behind = {p: (at, found.get(p)) for p, at in acknowledged.items() if found.get(p, -1) < at}
     if behind:
         raise members.Wrong(f"{group.name}: what was committed is gone: {behind}")
-    again = [*four[2:], group.join()]
-    group.until_shared(again)
-    return again
 
 
 @pytest.fixture(scope="module")

@@ -423,6 +423,69 @@ def test_clients_that_never_read(own_broker):
         assert during < 1600 * MIB
 
 
+class Grown(Exception):
+    """The broker has more memory than it may have."""
+
+
+def rss_max(broker, seconds, limit):
+    """The most that the broker has for so long. Ends early where it has too much, or it would take all there is."""
+    most, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        most = max(most, broker.rss_bytes())
+        if most > limit:
+            raise Grown(f"{most // MIB} MiB")
+        time.sleep(min(0.02, seconds))
+    return most
+
+
+@pytest.mark.flumen_only
+def test_clients_that_never_read_what_is_on_disk(own_broker):
+    """As above, of what no cache holds: each answer has memory of its own."""
+    broker = own_broker(arguments=("--memory", "256MiB"))
+    partitions = 4
+    with wire.Connection(broker.port) as connection:
+        assert wire.create_topic(connection, "cold", partitions)[0] == wire.NONE
+        for n in range(100):
+            batch = wire.Batch([bytes([n]) * (MIB - 1000)]).encode()
+            assert wire.produce(connection, [("cold", p, batch) for p in range(partitions)])[0][0] == wire.NONE
+    assert broker.stop() == 0
+    broker.start()
+    with contextlib.ExitStack() as held:
+        for _ in range(40):
+            one = held.enter_context(wire.Connection(broker.port, receive_buffer=4096))
+            for at in range(100):
+                one.send(wire.FETCH, 4, wire.fetch_body("cold", [(p, at) for p in range(partitions)]))
+        rss_max(broker, 5, 600 * MIB)
+        with wire.Connection(broker.port) as connection:
+            assert wire.fetch(connection, "cold", 7, partition_max_bytes=1)[0] == wire.NONE
+        rss_max(broker, 1, 600 * MIB)
+
+
+@pytest.mark.flumen_only
+def test_producers_faster_than_the_disk(own_broker):
+    """They are not read while much of theirs waits, also where one shard has it of another."""
+    broker = own_broker(arguments=("--memory", "128MiB", "--shards", "2"))
+    with wire.Connection(broker.port) as connection:
+        assert wire.create_topic(connection, "flood", 2)[0] == wire.NONE
+    batch = wire.Batch([b"f" * (MIB - 1000)]).encode()
+    with contextlib.ExitStack() as held:
+        senders = []
+        for n in range(32):
+            one = held.enter_context(wire.Connection(broker.port))
+            one.socket.setblocking(False)
+            frame = wire.frame(wire.PRODUCE, 7, 1, wire.produce_body([("flood", n % 2, batch)]))
+            senders.append([one.socket, memoryview(frame * 64), 0])
+        deadline = time.monotonic() + 30
+        while any(at < len(data) for _, data, at in senders) and time.monotonic() < deadline:
+            for sender in senders:
+                socket, data, at = sender
+                with contextlib.suppress(BlockingIOError):
+                    sender[2] += socket.send(data[at : at + MIB]) if at < len(data) else 0
+            rss_max(broker, 0.001, 512 * MIB)
+    with wire.Connection(broker.port) as connection:
+        assert wire.produce(connection, [("flood", 0, wire.Batch([b"after"]).encode())])[0][0] == wire.NONE
+
+
 def make(connection, topic):
     assert wire.create_topic(connection, topic)[0] == wire.NONE
     deadline = time.monotonic() + 10

@@ -14,8 +14,8 @@ const CRATE_EDGES: &[(&str, &[&str])] = &[
     ("node", &["flumen-core", "flumen-schemas", "flumen-storage", "flumen-wire"]),
     // Measures any broker: it knows the protocol and the client, nothing of the node.
     ("bench-harness", &["flumen-client", "flumen-wire"]),
-    // Of the node it uses what looks at the machine, of core the format of journals.
-    ("tools", &["flumen-client", "flumen-core", "flumen-node", "flumen-wire"]),
+    // Of the node it uses what looks at the machine, of core and storage the formats on disk.
+    ("tools", &["flumen-client", "flumen-core", "flumen-node", "flumen-storage", "flumen-wire"]),
 ];
 
 /// Modules of `node/core` and the sibling modules that each may use, besides `types` and `limits`.

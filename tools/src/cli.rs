@@ -360,7 +360,8 @@ pub(crate) enum LogCommand {
         #[arg(short = 'f', long = "output", value_name = "FORMAT", default_value = "%o\\t%d\\t%k\\t%v\\n")]
         output: String,
     },
-    /// Check every byte: batches, checksums, records, offsets, indexes, journals; fails when anything is wrong
+    /// Check every byte: batches, checksums, records, offsets, indexes, journals, checkpoints, the metadata log; fails when
+    /// anything is wrong
     Verify {
         /// A data folder, the folder of a partition, or a .log file
         path: PathBuf,

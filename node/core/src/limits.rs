@@ -89,6 +89,8 @@ pub const GROUP_NAME_BYTES_MAX: usize = 32_767;
 pub const COORDINATOR_BACKLOG_BYTES_MAX: usize = 8 << 20;
 /// What a batch of a coordinator aims at; a decision is never split over two.
 pub const COORDINATOR_BATCH_BYTES: usize = 1 << 20;
+/// What the records of one OffsetCommit may come to. Each names group and topic, so they may be far larger than it.
+pub const OFFSET_COMMIT_BYTES_MAX: usize = 32 << 20;
 
 /// Most topics that one member of a consumer group subscribes to by name.
 pub const GROUP_MEMBER_TOPICS_MAX: usize = 10_000;
@@ -110,6 +112,7 @@ const _: () =
     assert!(ALLOCATE_BYTES_MIN.is_multiple_of(BLOCK_BYTES) && ALLOCATE_BYTES_MIN <= ALLOCATE_BYTES_MAX);
 // A group's record fits a batch: what its members say, what they are assigned, and their names.
 const _: () = assert!(2 * GROUP_MEMBERS_BYTES_MAX + COORDINATOR_BATCH_BYTES < BATCH_BYTES_MAX);
+const _: () = assert!(2 * OFFSET_COMMIT_BYTES_MAX + COORDINATOR_BATCH_BYTES < BATCH_BYTES_MAX);
 const _: () = assert!((BATCH_BYTES_MAX as u64) < SEGMENT_BYTES_MAX);
 const _: () = assert!(PARTITIONS_PER_REQUEST_MAX <= PARTITIONS_PER_TOPIC_MAX);
 const _: () = assert!(PARTITIONS_PER_TOPIC_MAX <= PARTITIONS_MAX);

@@ -8,11 +8,18 @@ use std::time::Duration;
 
 use flumen_core::config::{BrokerConfig, GroupConfig};
 use flumen_core::coordinator::{Answer, Caller, Context, Coordinator, JoinAnswer, Request, Token};
-use flumen_core::limits::{GROUP_MEMBERS_BYTES_MAX, GROUP_MEMBERS_MAX, GROUPS_PER_COORDINATOR_MAX};
-use flumen_core::metadata::Image;
+use flumen_core::limits::{
+    GROUP_MEMBERS_BYTES_MAX, GROUP_MEMBERS_MAX, GROUP_NAME_BYTES_MAX, GROUPS_PER_COORDINATOR_MAX,
+    OFFSET_COMMIT_BYTES_MAX,
+};
+use flumen_core::metadata::{Image, PartitionRecord, Record};
+use flumen_core::types::{LeaderEpoch, TopicId};
 use flumen_wire::ErrorCode;
 use flumen_wire::messages::heartbeat_request::HeartbeatRequest;
 use flumen_wire::messages::join_group_request::{JoinGroupRequest, JoinGroupRequestProtocol};
+use flumen_wire::messages::offset_commit_request::{
+    OffsetCommitRequest, OffsetCommitRequestPartition, OffsetCommitRequestTopic,
+};
 use flumen_wire::messages::sync_group_request::{SyncGroupRequest, SyncGroupRequestAssignment};
 
 struct World {
@@ -22,6 +29,8 @@ struct World {
     now: Duration,
     tokens: u64,
     answers: BTreeMap<u64, Answer>,
+    /// Bytes of the records of the largest batch.
+    largest_batch: usize,
 }
 
 impl World {
@@ -35,6 +44,7 @@ impl World {
             now: Duration::ZERO,
             tokens: 0,
             answers: BTreeMap::new(),
+            largest_batch: 0,
         };
         world.with(|coordinator, cx| coordinator.finish_loading(cx));
         world
@@ -54,6 +64,8 @@ impl World {
                 assert!(self.answers.insert(token.0, answer).is_none());
             }
             let Some(batch) = self.coordinator.next_batch(1 << 20) else { return };
+            let bytes = batch.records.iter().map(|record| record.len_bytes()).sum();
+            self.largest_batch = self.largest_batch.max(bytes);
             self.coordinator.committed(&batch);
         }
     }
@@ -105,6 +117,52 @@ impl World {
             self.with(|coordinator, cx| coordinator.tick(cx));
         }
         self.now = end;
+    }
+}
+
+/// Topics and partitions.
+impl World {
+    fn topic(&mut self, name: &str, partitions: i32) {
+        let id = TopicId([self.image.topic_count() as u8 + 1; 16]);
+        self.image.replay(&Record::Topic { id, name: name.into() }).unwrap();
+        for partition in 0..partitions {
+            let record = PartitionRecord {
+                topic: id,
+                partition,
+                replicas: vec![],
+                isr: vec![],
+                leader: None,
+                leader_epoch: LeaderEpoch(0),
+                partition_epoch: 0,
+            };
+            self.image.replay(&Record::Partition(record)).unwrap();
+        }
+    }
+
+    /// Commits offset 1 for the first partitions of a topic; how many were taken, the others having been too much.
+    fn commit(&mut self, group_id: &str, topic: &str, partitions: i32) -> usize {
+        let offset = |partition_index| OffsetCommitRequestPartition {
+            partition_index,
+            committed_offset: 1,
+            ..Default::default()
+        };
+        let request = OffsetCommitRequest {
+            group_id,
+            generation_id_or_member_epoch: -1,
+            retention_time_ms: -1,
+            topics: vec![OffsetCommitRequestTopic {
+                name: topic,
+                partitions: (0..partitions).map(offset).collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let token = self.ask(7, Request::OffsetCommit(&request));
+        let Some(Answer::Committed(codes)) = self.answers.remove(&token) else { panic!("no commit") };
+        let refused = codes.iter().filter(|code| **code == ErrorCode::InvalidCommitOffsetSize).count();
+        let taken = codes.iter().filter(|code| **code == ErrorCode::None).count();
+        assert_eq!(taken + refused, partitions as usize);
+        taken
     }
 }
 
@@ -247,4 +305,37 @@ fn whoever_asks_while_it_loads_is_told() {
     world.with(|coordinator, cx| coordinator.finish_loading(cx));
     let token = world.join(9, "g", "", b"");
     assert_eq!(world.joined(token).error, ErrorCode::MemberIdRequired);
+}
+
+/// Each record of a commit names the group: a request of kilobytes with a long name would become hundreds of megabytes.
+#[test]
+fn what_one_commit_becomes_is_bounded() {
+    let mut world = World::new(0);
+    world.topic("t", 5_000);
+    let group = "g".repeat(GROUP_NAME_BYTES_MAX);
+    let taken = world.commit(&group, "t", 5_000);
+    assert!((900..1_100).contains(&taken), "{taken}");
+    assert!(world.largest_batch < OFFSET_COMMIT_BYTES_MAX + (1 << 20));
+    assert_eq!(world.coordinator.offset_count(), taken);
+    // One of good manners is taken whole.
+    assert_eq!(world.commit("h", "t", 5_000), 5_000);
+}
+
+/// However many offsets go at once, what is written of it comes in batches that the log takes.
+#[test]
+fn offsets_that_go_together_are_written_apart() {
+    let mut world = World::new(0);
+    world.topic("t", 5_000);
+    world.topic("u", 5_000);
+    let group = "g".repeat(3_000);
+    for topic in ["t", "u"] {
+        assert_eq!(world.commit(&group, topic, 5_000), 5_000);
+    }
+    world.largest_batch = 0;
+    world.with(|coordinator, cx| coordinator.metadata_changed(cx, &["t"]));
+    assert_eq!(world.coordinator.offset_count(), 5_000);
+    let token = world.ask(0, Request::DeleteGroup(&group));
+    assert!(matches!(world.answers.remove(&token), Some(Answer::Failed(ErrorCode::None))));
+    assert_eq!(world.coordinator.offset_count(), 0);
+    assert!((1 << 20..2 << 20).contains(&world.largest_batch), "{}", world.largest_batch);
 }

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Invariants: record bytes are sent from where they lie; at least one batch is returned whatever its size, if
-//! there is one; a peer that hangs up ends its parked fetch at once.
+//! there is one; a peer that hangs up ends its parked fetch at once; of one connection one fetch reads at a time, and
+//! it reads the less, the more all peers leave unread.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,6 +54,9 @@ pub(super) async fn handle(shard: &Rc<Shard>, mut request: Request) -> Result<Re
         Err(error) => return Ok(refuse(&request, error)),
     };
     request.release_frame();
+    if let Some(place) = request.place {
+        request.connection.turn(place).await;
+    }
     let reads = gather(shard, &request, &fetch).await;
     let outcomes: Vec<Outcome> = reads.iter().map(outcome).collect();
     let fresh_id = shard.random(|rng| rng.i32(1..));
@@ -171,11 +175,14 @@ async fn read_until(
         let left = deadline.unwrap_or_default().saturating_sub(runtime::uptime());
         let wait = !left.is_zero() && !shard.stopping.get() && !request.connection.is_closed();
         let watch = wait.then(|| parked.watch(request));
-        let reads = read_all(shard, parked.wants, fetch.bytes_max, watch).await;
+        let grant = shard.net.grant(fetch.bytes_max);
+        let reads = read_all(shard, parked.wants, grant.bytes, watch).await;
         let found: usize = reads.iter().map(|read| read.len).sum();
+        let enough = fetch.bytes_min.min(grant.bytes);
+        drop(grant);
         let telling = reads.iter().any(|read| read.error != ErrorCode::None || read.diverging.is_some());
         let Some(waiting) = parked.fetch.as_ref().filter(|_| wait) else { return reads };
-        if telling || found >= fetch.bytes_min {
+        if telling || found >= enough {
             return reads;
         }
         drop(reads);

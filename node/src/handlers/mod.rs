@@ -170,6 +170,7 @@ fn run(shard: Rc<Shard>, request: Request) {
         let Some(place) = request.place else { unreachable!("reserved before") };
         let (key, began, connection) = (request.key, request.began, Rc::clone(&request.connection));
         let pinned = request.pinned;
+        connection.room(place).await;
         let handled = handle(&shard, request).await;
         connection.unpin(pinned);
         match handled {

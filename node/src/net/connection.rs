@@ -13,7 +13,8 @@
 //! - responses leave in the order of the requests;
 //! - nothing is allocated by a length that a peer merely claims: buffers grow as the bytes arrive;
 //! - what one connection can pin is bounded: its unprocessed input by one frame, its places by
-//!   `REQUESTS_IN_FLIGHT_MAX`, and no further request is read while `UNSENT_BYTES_PAUSE` wait to be sent.
+//!   `REQUESTS_IN_FLIGHT_MAX`, and no further request is read, nor one that was read begun, while `UNSENT_BYTES_PAUSE`
+//!   wait to be sent.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -28,6 +29,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::response::{Piece, Response};
+use crate::runtime::local::Bell;
 use crate::shard::fetch::ParkedFetch;
 
 /// Requests of one connection that may be under way at once; past it, its input waits in the socket.
@@ -38,7 +40,7 @@ const REQUESTS_IN_FLIGHT_MIN: usize = 256;
 const IN_FLIGHT_BYTES_PAUSE: usize = 4 << 20;
 /// What a request is taken to pin at least that is worked on as a task.
 pub(crate) const TASK_BYTES: usize = IN_FLIGHT_BYTES_PAUSE / REQUESTS_IN_FLIGHT_MIN;
-/// Response bytes waiting to be sent, from which on no further request of the connection is read.
+/// Response bytes waiting to be sent, from which on no further request of the connection is read or begun.
 pub(crate) const UNSENT_BYTES_PAUSE: usize = 1 << 20;
 /// Slices given to one `sendmsg`.
 const IOVECS_MAX: usize = 64;
@@ -83,6 +85,10 @@ pub(crate) struct Connection {
     /// A handler asked for a pause (back-pressure of the log).
     pub(super) held: Cell<u32>,
     pub(super) last_active: Cell<Duration>,
+    /// When the peer took something last, of what it has not taken whole.
+    pub(super) stands_since: Cell<Duration>,
+    /// Rung when responses have left, or can no more.
+    moved: Bell,
     /// What the requests under way pin.
     in_flight_bytes: Cell<usize>,
     /// Fetches of this connection that wait for data.
@@ -135,6 +141,8 @@ impl Connection {
             listed: Cell::new(false),
             held: Cell::new(0),
             last_active: Cell::new(now),
+            stands_since: Cell::new(now),
+            moved: Bell::new(),
             in_flight_bytes: Cell::new(0),
             parked: RefCell::default(),
         }
@@ -180,6 +188,32 @@ impl Connection {
             output.unsent_bytes += response.len();
             output.unsent.extend(response.into_pieces());
         }
+    }
+
+    /// Waits until the response to go to `place` may be made: the peer takes those before it.
+    pub(crate) async fn room(&self, place: Place) {
+        self.until(|output| {
+            output.unsent_bytes < UNSENT_BYTES_PAUSE
+                && (output.waiting_bytes < UNSENT_BYTES_PAUSE || output.first == place.0)
+        })
+        .await;
+    }
+
+    /// As [`Connection::room`], and until all responses before it are made: for one that may be large.
+    pub(crate) async fn turn(&self, place: Place) {
+        self.until(|output| output.unsent_bytes < UNSENT_BYTES_PAUSE && output.first == place.0).await;
+    }
+
+    async fn until(&self, is_so: impl Fn(&Output) -> bool) {
+        while !self.closed.get() && !is_so(&self.output.borrow()) {
+            // Nothing happens between the look and this, on one core.
+            self.moved.next().await;
+        }
+    }
+
+    /// Says to those who wait that something has left, or nothing will any more.
+    pub(super) fn ring(&self) {
+        self.moved.ring();
     }
 
     /// Whether the next request may be read: the peer takes its responses and nothing holds it up.

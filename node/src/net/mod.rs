@@ -46,6 +46,10 @@ const RECEIVE_BYTES: usize = 64 << 10;
 const HEAD_BYTES: usize = 4 << 10;
 /// What the buffer of a large frame is made with at most, before its bytes are there.
 const FRAME_BYTES_AT_ONCE: usize = 1 << 20;
+/// What a response may always bring, however much the peers have not read.
+const GRANT_BYTES_MIN: usize = 64 << 10;
+/// The part of what is left for unread responses that one may take.
+const GRANT_SHARE: usize = 4;
 const LISTENER: u64 = u64::MAX;
 
 /// Limits of the listener, from the broker's settings.
@@ -99,6 +103,22 @@ pub(crate) struct Net {
     counters: RefCell<NetCounters>,
     accepting: Cell<bool>,
     now: Cell<Duration>,
+    /// Response bytes of all connections that have not left.
+    unsent_bytes: Cell<usize>,
+    /// What responses may bring that are being made.
+    granted_bytes: Cell<usize>,
+}
+
+/// How much a response may bring. Held while it is gathered.
+pub(crate) struct Grant<'a> {
+    net: &'a Net,
+    pub(crate) bytes: usize,
+}
+
+impl Drop for Grant<'_> {
+    fn drop(&mut self) {
+        self.net.granted_bytes.set(self.net.granted_bytes.get() - self.bytes);
+    }
 }
 
 impl Net {
@@ -119,6 +139,8 @@ impl Net {
             counters: RefCell::default(),
             accepting: Cell::new(true),
             now: Cell::default(),
+            unsent_bytes: Cell::default(),
+            granted_bytes: Cell::default(),
         })
     }
 
@@ -174,8 +196,22 @@ impl Net {
         if connection.closed.get() {
             return;
         }
+        if connection.unsent_bytes() == 0 {
+            connection.stands_since.set(self.now.get());
+        }
+        self.unsent_bytes.set(self.unsent_bytes.get() + response.len());
         connection.fill(place, response);
+        connection.ring();
         self.list(connection);
+    }
+
+    /// Of the `asked` bytes, what a response may bring now: the less, the more the peers leave unread.
+    pub(crate) fn grant(&self, asked: usize) -> Grant<'_> {
+        let taken = self.unsent_bytes.get() + self.granted_bytes.get();
+        let left = self.limits.unsent_bytes_max.saturating_sub(taken);
+        let bytes = asked.min((left / GRANT_SHARE).max(GRANT_BYTES_MIN));
+        self.granted_bytes.set(self.granted_bytes.get() + bytes);
+        Grant { net: self, bytes }
     }
 
     /// Stops reading from a connection until as many [`Net::release`] have followed.
@@ -202,6 +238,9 @@ impl Net {
             self.counters.borrow_mut().bytes_out += bytes as u64;
             if bytes > 0 {
                 connection.last_active.set(self.now.get());
+                connection.stands_since.set(self.now.get());
+                self.unsent_bytes.set(self.unsent_bytes.get() - bytes);
+                connection.ring();
             }
             if sent == Sent::Failed {
                 self.close(&connection);
@@ -256,10 +295,10 @@ impl Net {
                 self.close(&connection);
             } else if pinned > 0 {
                 unsent += pinned;
-                stuck.push((idle, connection));
+                stuck.push((connection.stands_since.get(), connection));
             }
         }
-        stuck.sort_by_key(|(idle, _)| *idle);
+        stuck.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
         while unsent > self.limits.unsent_bytes_max {
             let Some((_, connection)) = stuck.pop() else { break };
             unsent -= connection.unsent_bytes();
@@ -272,7 +311,9 @@ impl Net {
         if connection.closed.replace(true) {
             return;
         }
+        self.unsent_bytes.set(self.unsent_bytes.get() - connection.unsent_bytes());
         connection.discard_output();
+        connection.ring();
         *connection.partial.borrow_mut() = BytesMut::new();
         for parked in connection.parked.take() {
             parked.wake();

@@ -1,13 +1,14 @@
 //! Time on a shard: sleeping, timeouts, and the two clocks.
 //!
-//! The timers are glommio's. A shard that waits without glommio ([`super::Waiting`]) has to know when the next of them is
-//! due: that of [`sleep`] is noted for it.
-use std::cell::RefCell;
-use std::collections::BTreeSet;
+//! The timers are glommio's. A shard that waits without glommio ([`super::Waiting`]) looks at those of [`sleep`] itself: they
+//! are kept twice, and whoever is there first wakes the sleeper.
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::collections::btree_map::OccupiedEntry;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::OnceLock;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since the Unix epoch.
@@ -24,39 +25,61 @@ pub fn uptime() -> Duration {
 }
 
 thread_local! {
-    /// When the sleeps of this shard end, each with the address of its note.
-    static ALARMS: RefCell<BTreeSet<(Duration, usize)>> = const { RefCell::new(BTreeSet::new()) };
+    /// Who is to be woken when, each with the number of its sleep.
+    static ALARMS: RefCell<BTreeMap<(Duration, u64), Waker>> = const { RefCell::new(BTreeMap::new()) };
+    static SLEEPS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Waits.
-pub async fn sleep(time: Duration) {
-    let _noted = Alarm::set(uptime() + time);
-    glommio::timer::sleep(time).await;
+pub fn sleep(time: Duration) -> Sleep {
+    let number = SLEEPS.replace(SLEEPS.get() + 1);
+    Sleep { key: (uptime() + time, number), timer: glommio::timer::Timer::new(time) }
+}
+
+/// See [`sleep`].
+pub struct Sleep {
+    key: (Duration, u64),
+    timer: glommio::timer::Timer,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if uptime() >= self.key.0 {
+            return Poll::Ready(());
+        }
+        ALARMS.with_borrow_mut(|alarms| match alarms.get_mut(&self.key) {
+            Some(waker) => waker.clone_from(context.waker()),
+            None => drop(alarms.insert(self.key, context.waker().clone())),
+        });
+        Pin::new(&mut self.timer).poll(context).map(|_| ())
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        ALARMS.with_borrow_mut(|alarms| alarms.remove(&self.key));
+    }
 }
 
 /// When the first of the shard's sleeps ends.
 pub(super) fn next_alarm() -> Option<Duration> {
-    ALARMS.with_borrow(|alarms| alarms.first().map(|(at, _)| *at))
+    ALARMS.with_borrow(|alarms| alarms.keys().next().map(|(at, _)| *at))
 }
 
-/// The note of one sleep, for as long as it lasts.
-struct Alarm(Box<Duration>);
-
-impl Alarm {
-    fn set(at: Duration) -> Alarm {
-        let alarm = Alarm(Box::new(at));
-        ALARMS.with_borrow_mut(|alarms| alarms.insert(alarm.key()));
-        alarm
-    }
-
-    fn key(&self) -> (Duration, usize) {
-        (*self.0, &raw const *self.0 as usize)
-    }
-}
-
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        ALARMS.with_borrow_mut(|alarms| alarms.remove(&self.key()));
+/// Wakes whose sleep is over. Whether there was any.
+pub(super) fn ring_alarms() -> bool {
+    let now = uptime();
+    let mut rung = false;
+    loop {
+        // Taken out first: a waker may run its task at once.
+        let due = ALARMS.with_borrow_mut(|alarms| {
+            alarms.first_entry().filter(|first| first.key().0 <= now).map(OccupiedEntry::remove)
+        });
+        let Some(waker) = due else { return rung };
+        waker.wake();
+        rung = true;
     }
 }
 

@@ -2,20 +2,20 @@
 //!
 //! glommio's way to sleep and wake costs about nine entries into the kernel, a barrier on all cores and an eventfd that
 //! is armed anew: more than all the rest of a small request. A shard that has had work a moment ago therefore waits in
-//! one `epoll_wait` for what a request consists of: its sockets, its own ring (`ring.rs`), and other shards (the bell
-//! of its door). What glommio works on is not among these, so that wait is bounded:
+//! one `epoll_wait` for what a request consists of: its sockets, its own ring (`ring.rs`), other shards (the bell
+//! of its door), and the next of its sleeps (`clock.rs`). What glommio works on is not among these, so that wait is bounded:
 //!
 //! ```text
-//!              nothing runnable, nothing in flight through glommio, neither PASS nor a sleep over
+//!              nothing runnable, nothing in flight through glommio, PASS not over
 //!   turn ── others run ──────────────────────────────────────────────> epoll_wait ── sockets ──> turn
-//!                │                                                         │ one of them is over
+//!                │                                                         │ PASS is over
 //!                └── otherwise ──> glommio's way: its rings, its timers, its sleep ── any of the three ──> turn
 //! ```
 //!
 //! Invariants: a shard whose tasks are runnable does not wait; a task that a foreign thread wakes rings the bell;
 //! a sleep ends when it should, glommio's other timers and files come late by [`PASS`] at most; a shard at rest sleeps
 //! glommio's way.
-use super::clock::next_alarm;
+use super::clock::{next_alarm, ring_alarms};
 use super::executor::is_in_flight;
 use super::task::{Home, home};
 use super::{ring, uptime};
@@ -85,8 +85,7 @@ impl Waiting {
                 give_way().await;
                 continue;
             }
-            let until = self.passed.get() + PASS;
-            let left = next_alarm().map_or(until, |at| until.min(at)).saturating_sub(uptime());
+            let left = (self.passed.get() + PASS).saturating_sub(uptime());
             if runnable || left.is_zero() || is_in_flight() {
                 break;
             }
@@ -110,6 +109,8 @@ impl Waiting {
             door.end_wait(false);
             return Seen::Others;
         }
+        let alarm = next_alarm().map_or(time, |at| at.saturating_sub(uptime()));
+        let time = time.min(alarm);
         let time = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
         let mut events = [const { std::mem::MaybeUninit::uninit() }; 3];
         // It holds its core no more than if it slept.
@@ -127,8 +128,9 @@ impl Waiting {
         let has = |name| found.iter().any(|event| event.data.u64() == name);
         door.end_wait(has(BELL));
         ring::collect();
+        let rung = ring_alarms();
         match found {
-            [] => Seen::Nothing,
+            [] if !rung => Seen::Nothing,
             _ if has(SOCKETS) => Seen::Sockets,
             _ => Seen::Others,
         }

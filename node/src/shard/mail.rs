@@ -8,7 +8,7 @@
 //! target, so that batches of one connection for one partition keep their order across shards.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -32,6 +32,10 @@ pub(crate) const REQUESTS_MAX: usize = 4096;
 const OWNED_AT_ONCE: usize = 64;
 /// Requests of one shard that others have not answered.
 pub(crate) const CALLS_MAX: usize = 1024;
+/// The part of `--memory`, divided by the shards, that batches may take which one shard has sent to another and which
+/// are not settled. Past it, a connection that sends more is not read until its own are: that shard cannot hold it
+/// back itself.
+const FORWARDED_SHARE: u64 = 16;
 
 type Errand = Box<dyn FnOnce(Rc<Shard>) -> Pin<Box<dyn Future<Output = Box<dyn Any + Send>>>> + Send>;
 
@@ -71,11 +75,14 @@ pub(crate) type ShardCaller = Caller<Mail, Answer>;
 pub(crate) type ShardInbox = Inbox<Mail, Answer>;
 pub(crate) type ShardReply = Reply<Mail, Answer>;
 
-/// Batches that wait to be sent to one other shard.
+/// Batches for one other shard.
 #[derive(Default)]
 pub(super) struct Outgoing {
+    /// Those that wait to be sent.
     appends: RefCell<Vec<RemoteAppend>>,
     bell: Bell,
+    /// Bytes of those that are not settled, on their way or there.
+    bytes: Cell<usize>,
 }
 
 impl Shard {
@@ -140,11 +147,15 @@ impl Shard {
         results
     }
 
-    /// Queues a batch for the shard that owns its partition. It leaves at the end of the turn.
-    pub(crate) fn forward(&self, target: ShardId, append: RemoteAppend) {
+    /// Queues a batch for the shard that owns its partition. It leaves at the end of the turn. `false`: that shard has
+    /// much of ours already, and who sends more is to wait.
+    pub(crate) fn forward(&self, target: ShardId, append: RemoteAppend) -> bool {
         let outgoing = &self.outgoing[usize::from(target.0)];
+        let bytes = outgoing.bytes.get() + append.batch.len();
+        outgoing.bytes.set(bytes);
         outgoing.appends.borrow_mut().push(append);
         outgoing.bell.ring();
+        bytes as u64 <= self.facts.config.memory / FORWARDED_SHARE / self.count as u64
     }
 
     /// Carries batches to one other shard, in order, and brings their outcomes home.
@@ -158,6 +169,7 @@ impl Shard {
                 continue;
             }
             let parts: Vec<Part> = appends.iter().map(|append| append.part).collect();
+            let bytes: usize = appends.iter().map(|append| append.batch.len()).sum();
             let call = self.caller.send(target, Mail::Append(appends)).await;
             let shard = Rc::clone(&self);
             runtime::spawn("remote append", async move {
@@ -165,6 +177,8 @@ impl Shard {
                     Ok(call) => call.await,
                     Err(gone) => Err(gone),
                 };
+                let settled = &shard.outgoing[usize::from(target.0)].bytes;
+                settled.set(settled.get() - bytes);
                 match outcomes {
                     Ok(Answer::Settled(outcomes)) => shard.settle_parts(outcomes),
                     Ok(Answer::Errand(_)) => unreachable!("batches are answered by their outcomes"),

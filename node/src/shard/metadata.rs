@@ -110,6 +110,27 @@ impl Shard {
         .await;
     }
 
+    /// Tries again to create partitions for which the disk had no room, or that it refused: they are in the image already.
+    pub(super) async fn create_missing(self: &Rc<Self>) {
+        if !self.lacks_partitions.take() {
+            return;
+        }
+        // Under the lock of decisions: what is created is not deleted meanwhile.
+        let created = self.ask(CONTROLLER, |controller| async move {
+            let log = controller.controller.as_ref().expect("decisions are made on the controller's shard");
+            let _decides = log.lock().await;
+            let image = controller.image();
+            controller
+                .on_every_shard(move |shard| {
+                    let image = Arc::clone(&image);
+                    async move { shard.create_new(&Image::default(), &image).await }
+                })
+                .await;
+        });
+        // `None`: the node is stopping.
+        created.await.unwrap_or_default();
+    }
+
     /// Does a step on all shards at the same time.
     async fn on_every_shard<Fut: Future<Output = ()> + 'static>(
         self: &Rc<Self>,
@@ -167,7 +188,7 @@ impl Shard {
             let config = settings.log_config(&next.topic_overrides(&topic.name));
             for index in from..topic.partitions.len() {
                 let id = PartitionId { topic: topic.id, partition: index as i32 };
-                if self.owner(id) != self.id {
+                if self.owner(id) != self.id || self.engine.partition(&id).is_some() {
                     continue;
                 }
                 let (topic, config) = (Arc::clone(topic), config.clone());
@@ -177,6 +198,7 @@ impl Shard {
                     let created = self.engine.create_partition(id, &directory, config, epoch).await;
                     if let Err(error) = created {
                         tracing::error!(topic = %topic.name, partition = index, "cannot be created: {error}");
+                        self.lacks_partitions.set(true);
                     }
                 });
             }

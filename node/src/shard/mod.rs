@@ -91,6 +91,8 @@ pub(crate) struct Shard {
     pub(crate) probe: ShardProbe,
     pub(crate) sessions: RefCell<FetchSessions>,
     pub(crate) stopping: Cell<bool>,
+    /// The image shows partitions of this shard that could not be created yet.
+    lacks_partitions: Cell<bool>,
     /// On the controller's shard alone.
     controller: Option<ControllerLog>,
     image: RefCell<Arc<Image>>,
@@ -160,6 +162,7 @@ pub(crate) async fn run(
         probe: ShardProbe::new(),
         sessions: RefCell::new(FetchSessions::new(session_slots, SESSION_EVICTION_MS)),
         stopping: Cell::new(false),
+        lacks_partitions: Cell::new(false),
         controller,
         image: RefCell::new(image),
         config: RefCell::new(config),
@@ -262,6 +265,7 @@ impl Shard {
         loop {
             runtime::sleep(SWEEP_INTERVAL).await;
             self.net.sweep(runtime::uptime(), &*self);
+            self.create_missing().await;
         }
     }
 

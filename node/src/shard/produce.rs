@@ -12,6 +12,8 @@
 //! Invariants:
 //! - **placed** is fixed in the order in which requests were read: an append that finds no room waits in one queue
 //!   per shard, and nothing overtakes it;
+//! - what waits is bounded: the connection of a request that waits, or that went to a shard which has much of ours
+//!   already, is not read until it is answered;
 //! - **produced** is told only after the engine settled every part: the answer cannot leave before the data is
 //!   as durable as the topic asks.
 
@@ -188,8 +190,8 @@ impl Shard {
         let owner = self.owner(partition);
         if owner == self.id {
             self.append(Waiting { partition, header, batch, token: Token::Part(part) });
-        } else {
-            self.forward(owner, RemoteAppend { part, partition, header, batch });
+        } else if !self.forward(owner, RemoteAppend { part, partition, header, batch }) {
+            self.hold_back(part);
         }
     }
 

@@ -164,8 +164,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 buffer,
                 position,
             }),
-            // Nothing to write: its EXTENT may go once those before it are there.
-            None => state.mark_dirty(slot),
+            // Nothing to write: its EXTENT may go once those before it are there, in the next group: this one may come to
+            // nothing.
+            None => {
+                state.mark_dirty(slot);
+                self.work.notify();
+            }
         }
     }
 

@@ -9,7 +9,8 @@ use flumen_core::limits::SEGMENTS_MAX;
 use flumen_core::log::{Log, Segment};
 use flumen_core::producer::{BatchState, ProducerSnapshot, ProducerState, WINDOW_BATCHES};
 use flumen_core::types::{
-    Incarnation, LeaderEpoch, Lsn, Offset, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId,
+    Incarnation, LeaderEpoch, Lsn, Offset, PartitionId, ProducerEpoch, ProducerId, ShardId, Timestamp,
+    TopicId,
 };
 
 const MAGIC: &[u8; 8] = b"FLUMCKPT";
@@ -67,6 +68,41 @@ pub(crate) fn parse_name(name: &str) -> Option<(Incarnation, u16, u64)> {
     };
     let number = parts.next()?.parse().ok()?;
     parts.next().is_none().then_some((Incarnation(incarnation), shard, number))
+}
+
+/// What a checkpoint file says in short, for whoever looks at a data folder from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointSummary {
+    /// Of which start.
+    pub incarnation: Incarnation,
+    /// Of which shard; `None` for the one that recovery wrote for all.
+    pub shard: Option<ShardId>,
+    /// Highest LSN known durable in that journal.
+    pub durable_lsn: Lsn,
+    /// How many partitions it knows.
+    pub partitions: usize,
+    /// Partitions that are not served, each with the reason.
+    pub offline: Vec<(PartitionId, String)>,
+}
+
+/// Checks the content of a file of the folder of checkpoints. `None`: a file that was never finished, of which nothing
+/// depends. The error says what is wrong.
+pub fn verify_checkpoint(name: &str, bytes: &[u8]) -> Result<Option<CheckpointSummary>, &'static str> {
+    let Some(named) = parse_name(name) else {
+        return if name.ends_with(".tmp") { Ok(None) } else { Err("the name is not that of a checkpoint") };
+    };
+    let found = Checkpoint::decode(bytes)?;
+    if (found.incarnation, found.shard, found.number) != named {
+        return Err("it bears another's name");
+    }
+    let offline = found.records.iter().filter_map(|record| Some((record.id, record.offline.clone()?)));
+    Ok(Some(CheckpointSummary {
+        incarnation: found.incarnation,
+        shard: (found.shard != SHARD_ALL).then_some(ShardId(found.shard)),
+        durable_lsn: found.durable_lsn,
+        partitions: found.records.len(),
+        offline: offline.collect(),
+    }))
 }
 
 impl Checkpoint {
@@ -334,6 +370,21 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(Checkpoint::decode(&bytes[..len]).is_err(), "cut at {len}");
         }
+    }
+
+    #[test]
+    fn what_a_file_says_is_checked_against_its_name() {
+        let bytes = checkpoint().encode();
+        let summary = verify_checkpoint("7-1-3", &bytes).unwrap().unwrap();
+        assert_eq!((summary.incarnation, summary.shard), (Incarnation(7), Some(ShardId(1))));
+        assert_eq!((summary.durable_lsn, summary.partitions), (Lsn(14), 2));
+        let damaged = PartitionId { topic: TopicId([3; 16]), partition: 1 };
+        assert_eq!(summary.offline, [(damaged, "damaged at 4096".to_owned())]);
+        for name in ["7-1-4", "7-all-3", "8-1-3", "7-1"] {
+            assert!(verify_checkpoint(name, &bytes).is_err(), "{name}");
+        }
+        assert_eq!(verify_checkpoint("7-1-3.tmp", &bytes[..20]), Ok(None));
+        assert!(verify_checkpoint("7-1-3", &bytes[..20]).is_err());
     }
 
     #[test]

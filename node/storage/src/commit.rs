@@ -9,10 +9,12 @@
 //!              └───────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! One group is in flight; what arrives meanwhile is the next one. Invariant: no answer leaves before the write of its
+//! One group is in flight; what arrives meanwhile is the next one, which waits a little longer where that brings many more
+//! (`core/journal/cadence.rs`). Invariant: no answer leaves before the write of its
 //! group, and of every earlier one, has completed (relaxed topics excepted, by their owner's choice).
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use flumen_core::journal::{
 use flumen_core::types::{LeaderEpoch, Lsn, Offset, PartitionId};
 use flumen_wire::ErrorCode;
 use flumen_wire::batch::{HEADER_LEN, assign, set_log_append_time};
+use futures_util::future::select;
 
 use crate::api::{EngineFault, Slot};
 use crate::cache::{Chunk, LSN_NONE};
@@ -110,15 +113,31 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if let Some(fault) = self.state.borrow_mut().fault.take() {
                 return Err(fault);
             }
+            let wait = self.wait_for_more();
+            if !wait.is_zero() {
+                self.settle();
+                select(self.work.wait(), pin!(self.disk.sleep(wait))).await;
+                continue;
+            }
             let formed = self.form();
             self.settle();
             match formed {
-                Formed::Nothing if self.life.get() == Life::Stopped => return Ok(()),
+                // What is left may be of offline partitions: their journals stay.
+                Formed::Nothing | Formed::FileFull if self.life.get() == Life::Stopped => return Ok(()),
                 Formed::Nothing => self.work.wait().await,
                 Formed::FileFull => self.switch_file().await?,
                 Formed::Group(group) => self.write_group(group).await?,
             }
         }
+    }
+
+    /// How long to wait for more before the next group is formed.
+    fn wait_for_more(&self) -> Duration {
+        let state = self.state.borrow();
+        if self.life.get() != Life::Running || state.dirty.is_empty() {
+            return Duration::ZERO;
+        }
+        state.cadence.wait(self.disk.monotonic(), state.staged_batches)
     }
 
     async fn write_group(&self, group: Group<D, T>) -> Result<(), EngineFault> {
@@ -156,7 +175,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             // Appends are refused meanwhile; a checkpoint frees a file.
             self.mark_checkpoint_due();
             self.progress.after(seen).await;
-            if self.life.get() == Life::Faulted {
+            if matches!(self.life.get(), Life::Stopped | Life::Faulted) {
                 return Ok(());
             }
         }
@@ -181,11 +200,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
     }
 
-    /// The partition that no checkpoint can free the oldest journal file of.
+    /// The partition that no checkpoint can free the oldest journal file of: it is offline, and what the file holds of it
+    /// may not be journalled again, or finds no room.
     fn journal_held_by(&self) -> Option<String> {
         let state = self.state.borrow();
-        let oldest = state.journal.oldest_sealed_lsn()?;
-        let holds = |p: &&Partition<D, T>| p.sync_failed && p.frozen.is_none() && p.checkpointed.lsn < oldest;
+        let (oldest, durable) = (state.journal.oldest_sealed_lsn()?, state.journal.durable_lsn);
+        let holds =
+            |p: &&Partition<D, T>| p.offline.is_some() && p.frozen.is_none() && p.covered(durable) < oldest;
         let held = state.slots().into_iter().filter_map(|slot| state.get(slot)).find(holds);
         held.map(|partition| partition.directory.to_string())
     }
@@ -375,7 +396,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         let buffer = Rc::new(buffer);
         let effects = self.enter(state, lsn, &buffer, planned, bodies);
-        Group { lsn, file, number, position, buffer, effects, formed: self.disk.monotonic() }
+        let formed = self.disk.monotonic();
+        state.cadence.formed(formed);
+        state.left_behind = state.staged_batches;
+        Group { lsn, file, number, position, buffer, effects, formed }
     }
 
     /// Enters the batches of a group into the cache, and says what follows once it is durable.
@@ -447,7 +471,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let state = &mut *guard;
         assert_eq!(group.lsn.0, state.journal.durable_lsn.0 + 1, "one group in flight, in order");
         state.journal.durable_lsn = group.lsn;
-        let micros = self.disk.monotonic().saturating_sub(group.formed).as_micros() as u64;
+        let now = self.disk.monotonic();
+        state.cadence.written(now, state.staged_batches.saturating_sub(state.left_behind));
+        let micros = now.saturating_sub(group.formed).as_micros() as u64;
         state.metrics.group_micros += micros;
         state.metrics.group_micros_max = state.metrics.group_micros_max.max(micros);
         for effect in group.effects {

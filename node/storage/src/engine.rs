@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_core::config::{LogConfig, TimestampType};
+use flumen_core::journal::Cadence;
 use flumen_core::limits::{JOURNAL_FILE_BYTES_MAX, JOURNAL_FILE_BYTES_MIN, WAITERS_MAX};
 use flumen_core::log::{Incoming, PlaceError};
 use flumen_core::producer::{ActiveProducer, Verdict};
@@ -70,6 +71,9 @@ pub(crate) struct State<D: Disk, T> {
     /// Bytes that no buffer holds yet, and batches of them.
     pub(crate) staged_bytes: usize,
     pub(crate) staged_batches: usize,
+    /// Batches that the last group left behind.
+    pub(crate) left_behind: usize,
+    pub(crate) cadence: Cadence,
     pub(crate) buffers: Buffers,
     pub(crate) journal: Journal<D>,
     /// Somebody was told [`AppendError::Full`].
@@ -252,6 +256,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 went_offline: Vec::new(),
                 staged_bytes: 0,
                 staged_batches: 0,
+                left_behind: 0,
+                cadence: Cadence::default(),
                 buffers: Buffers::default(),
                 journal,
                 full: false,

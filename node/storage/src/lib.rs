@@ -29,6 +29,7 @@ pub use api::{
     AppendError, CompactionRun, CompactionSettings, DiskRead, EngineFault, EngineMetrics, EngineSettings,
     EpochEnd, Offsets, Placed, ReadError, ReadOutcome, Sink, Slot, StorageError,
 };
+pub use checkpoint::{CheckpointSummary, verify_checkpoint};
 pub use engine::Engine;
 pub use journal_files::JournalFileInfo;
 pub use lifecycle::FoundRecord;

@@ -138,7 +138,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 let state = self.state.borrow();
                 let Some(partition) = state.get(slot) else { return Ok(()) };
                 let busy = partition.writers.iter().any(|writer| writer.is_busy());
-                let busy = busy || partition.compaction.running;
+                let busy = busy || partition.compaction.running || partition.tended;
                 if partition.dropped && !busy && !partition.allocating && !partition.bulk_writing() {
                     break;
                 }

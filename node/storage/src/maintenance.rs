@@ -200,13 +200,17 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 return;
             }
             let all = state.slots().into_iter();
-            all.filter(|slot| {
-                state.get(*slot).is_some_and(|partition| {
-                    let much = over || partition.unfilled_bytes >= FILL_BYTES_MIN;
-                    partition.fill_wanted || (much && partition.has_unfilled())
+            let due: Vec<Slot> = all
+                .filter(|slot| {
+                    state.get(*slot).is_some_and(|partition| {
+                        let much = over || partition.unfilled_bytes >= FILL_BYTES_MIN;
+                        partition.fill_wanted || (much && partition.has_unfilled())
+                    })
                 })
-            })
-            .collect()
+                .collect();
+            // What bulk waited for may have come with a checkpoint's fill.
+            state.fill_awaited &= !due.is_empty();
+            due
         };
         if due.is_empty() {
             return;
@@ -275,14 +279,14 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             changed = true;
             let began = self.disk.monotonic();
             let written = fill.file.write_at(fill.buffer, fill.position).await;
-            let mut guard = self.state.borrow_mut();
-            let state = &mut *guard;
-            let Some((partition, buffers, journal)) = state.with(slot) else { return };
-            if let Some(writer) = partition.writer_mut(fill.base) {
-                writer.fill_done(written.is_ok());
+            {
+                let mut state = self.state.borrow_mut();
+                let Some((partition, buffers, journal)) = state.with(slot) else { return };
+                if let Some(writer) = partition.writer_mut(fill.base) {
+                    writer.fill_done(written.is_ok());
+                }
+                partition.advance_filled(journal.durable_lsn, buffers);
             }
-            partition.advance_filled(journal.durable_lsn, buffers);
-            drop(guard);
             if let Err(error) = written {
                 self.segment_fault(slot, fill.base, "write", &error);
                 break;
@@ -502,18 +506,19 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             loop {
                 let closing = {
                     let mut state = self.state.borrow_mut();
-                    state.get_mut(slot).and_then(Partition::closable)
+                    state.get_mut(slot).and_then(|partition| {
+                        let closable = partition.closable()?;
+                        partition.tended = true;
+                        Some((closable, partition.directory.clone()))
+                    })
                 };
-                let Some((base, file, size, index)) = closing else { break };
-                let path = {
-                    let state = self.state.borrow();
-                    let Some(partition) = state.get(slot) else { break };
-                    segment_path(&partition.directory, base)
-                };
+                let Some(((base, file, size, index), directory)) = closing else { break };
+                let path = segment_path(&directory, base);
                 if let Some(file) = &file
                     && let Err(error) = file.truncate(size).await
                 {
                     self.segment_fault(slot, base, "truncation", &error);
+                    self.tended(slot);
                     break;
                 }
                 index.borrow_mut().close();
@@ -527,6 +532,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 partition.writers.pop_front();
                 partition.indexes.pop_front();
                 state.dirty_since.get_or_insert(self.disk.monotonic());
+                drop(state);
+                self.tended(slot);
             }
         }
     }
@@ -551,14 +558,28 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 let mut state = self.state.borrow_mut();
                 let Some(partition) = state.get_mut(slot) else { continue };
                 let gone = partition.take_deletable(early);
+                if gone.is_empty() {
+                    continue;
+                }
+                partition.tended = true;
+                let directory = partition.directory.clone();
                 state.metrics.segments_deleted += gone.len() as u64;
-                let Some(partition) = state.get_mut(slot) else { continue };
-                (partition.directory.clone(), gone)
+                (directory, gone)
             };
             for base in gone {
                 self.unlink(&segment_path(&directory, base)).await;
             }
+            self.tended(slot);
         }
+    }
+
+    /// Maintenance has no file of the partition in hand any more: whoever deletes it waits for that, as its name may then
+    /// be another's.
+    fn tended(&self, slot: Slot) {
+        if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
+            partition.tended = false;
+        }
+        self.progress.notify();
     }
 
     /// Journals a new log start where retention allows one, and rolls where the active segment's time is over.
@@ -791,5 +812,43 @@ impl<D: Disk, T> Partition<D, T> {
             producers,
             offline: None,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::api::{EngineSettings, Sink};
+    use crate::sim::{Sim, SimDisk, SimOptions};
+    use flumen_core::types::{Incarnation, PartitionId, ShardId};
+    use flumen_wire::ErrorCode;
+
+    struct Nobody;
+
+    impl Sink<u64> for Nobody {
+        fn settled(&self, _: &mut Vec<(u64, Result<(), ErrorCode>)>) {}
+        fn advanced(&self, _: &[(Slot, PartitionId)]) {}
+        fn room(&self) {}
+        fn partition_offline(&self, _: PartitionId, _: &str) {}
+    }
+
+    /// Bulk asked for a fill, and what it waited for came with a checkpoint: then nobody waits any more.
+    #[test]
+    fn fills_are_calm_once_nobody_waits() {
+        let sim = Sim::new(1, SimOptions::default());
+        let disk = sim.disk();
+        let settings = EngineSettings::new(ShardId(0), 1, Incarnation(1), [9; 16], 64 << 20);
+        sim.run(async move {
+            let engine: Rc<Engine<SimDisk, u64>> = Engine::new(disk, settings, Vec::new(), Nobody);
+            {
+                let mut state = engine.state.borrow_mut();
+                (state.fill_due, state.fill_awaited) = (true, true);
+            }
+            assert_eq!(engine.fill_pace(), FillPace::HURRIED);
+            engine.fill_due().await;
+            assert_eq!(engine.fill_pace(), FillPace::CALM);
+        })
+        .unwrap();
     }
 }

@@ -144,6 +144,8 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) relogging: Option<Lsn>,
     /// What checkpoints say of it while it is offline since recovery.
     pub(crate) frozen: Option<Box<Record>>,
+    /// Maintenance makes or removes files of it, by their names.
+    pub(crate) tended: bool,
     /// What compaction has done, and does now.
     pub(crate) compaction: Compaction,
     /// It is being deleted; its DROP entry is durable.
@@ -208,6 +210,7 @@ impl<D: Disk, T> Partition<D, T> {
             relog: None,
             relogging: None,
             frozen: None,
+            tended: false,
             compaction: Compaction::default(),
             deleting: false,
             dropped: false,

@@ -1,17 +1,16 @@
 //! The journal of a node's data folder: are its groups as they were written?
 
 use super::entries;
+use super::node_files::Durable;
 use super::verify::Tally;
 use crate::failure::Failure;
 use flumen_core::journal::{FileHeader, FileScan, Tail, judge, scan};
 use flumen_core::limits::BLOCK_BYTES;
-use flumen_core::types::{Incarnation, Lsn, ShardId};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Checks all journal files of a folder. A bad group that nothing knows as durable is a torn tail, as a crash leaves it,
-/// and no fault.
-pub(super) fn verify(folder: &Path, tally: &mut Tally) -> Result<(), Failure> {
+/// Checks all journal files of a folder. A bad group that nothing knows as durable, neither a later group nor one of the
+/// checkpoints (`durable`), is a torn tail, as a crash leaves it, and no fault.
+pub(super) fn verify(folder: &Path, mut durable: Durable, tally: &mut Tally) -> Result<(), Failure> {
     let mut scans: Vec<(PathBuf, FileScan)> = Vec::new();
     for path in entries(folder)? {
         let bytes = std::fs::read(&path).map_err(|error| Failure::io(path.display(), error))?;
@@ -26,7 +25,6 @@ pub(super) fn verify(folder: &Path, tally: &mut Tally) -> Result<(), Failure> {
             Err(error) => tally.find(&path, 0, format!("the file's header: {error}")),
         }
     }
-    let mut durable: BTreeMap<(Incarnation, ShardId), Lsn> = BTreeMap::new();
     for (_, scan) in &scans {
         for header in scan.groups.iter().map(|group| &group.header) {
             let known = durable.entry((header.incarnation, header.shard)).or_insert(header.durable_lsn);

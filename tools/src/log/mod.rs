@@ -1,8 +1,9 @@
-//! `flumen log`: segments, indexes and journals on disk, of Flumen's or of Kafka's, without a broker.
+//! `flumen log`: segments and indexes on disk, of Flumen's or of Kafka's, and what else a node keeps, without a broker.
 
 mod dump;
 mod index;
 mod journal;
+mod node_files;
 mod segment;
 mod verify;
 

@@ -2,10 +2,11 @@
 //! position.
 
 use super::segment::{Fault, Segment};
-use super::{PartitionFiles, base_offset, index, journal, partitions};
+use super::{PartitionFiles, base_offset, index, journal, node_files, partitions};
 use crate::amount;
 use crate::failure::Failure;
 use crate::output::{Column, Out, Table};
+use flumen_storage::metadata_log::METADATA_DIRECTORY;
 use flumen_wire::batch::RawBatch;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -32,6 +33,9 @@ pub(super) struct Tally {
     index_entries: u64,
     pub(super) journal_files: u64,
     pub(super) journal_groups: u64,
+    pub(super) checkpoints: u64,
+    pub(super) metadata_files: u64,
+    pub(super) metadata_records: u64,
     pub(super) findings: Vec<Finding>,
 }
 
@@ -47,11 +51,8 @@ pub(crate) fn run(path: &Path, out: &mut Out) -> Result<(), Failure> {
     for partition in &partitions {
         verify_partition(partition, &mut tally)?;
     }
-    let journals = path.join("journal");
-    if journals.is_dir() {
-        journal::verify(&journals, &mut tally)?;
-    }
-    if partitions.is_empty() && tally.journal_files == 0 {
+    verify_node_files(path, &mut tally)?;
+    if partitions.is_empty() && tally.journal_files == 0 && tally.metadata_files == 0 {
         return Err(Failure::usage(format!(
             "{}: no segments (*.log) in it or in the folders in it; give a data folder, the folder of a partition, or a .log file",
             path.display()
@@ -62,6 +63,24 @@ pub(crate) fn run(path: &Path, out: &mut Out) -> Result<(), Failure> {
         0 => Ok(()),
         count => Err(Failure::Unsound(format!("{}: {count} faults found", path.display()))),
     }
+}
+
+/// What only the data folder of a node has.
+fn verify_node_files(path: &Path, tally: &mut Tally) -> Result<(), Failure> {
+    let image = match path.join(METADATA_DIRECTORY).is_dir() {
+        true => node_files::verify_metadata(path, tally)?,
+        false => None,
+    };
+    let checkpoints = path.join("checkpoint");
+    let durable = match checkpoints.is_dir() {
+        true => node_files::verify_checkpoints(&checkpoints, image.as_ref(), tally)?,
+        false => Default::default(),
+    };
+    let journals = path.join("journal");
+    if journals.is_dir() {
+        journal::verify(&journals, durable, tally)?;
+    }
+    Ok(())
 }
 
 fn print(tally: &Tally, partitions: usize, out: &mut Out) -> Result<(), Failure> {
@@ -76,6 +95,9 @@ fn print(tally: &Tally, partitions: usize, out: &mut Out) -> Result<(), Failure>
             "index_entries": tally.index_entries,
             "journal_files": tally.journal_files,
             "journal_groups": tally.journal_groups,
+            "checkpoints": tally.checkpoints,
+            "metadata_files": tally.metadata_files,
+            "metadata_records": tally.metadata_records,
             "faults": tally.findings.iter().map(one).collect::<Vec<_>>(),
         }));
     }
@@ -99,6 +121,14 @@ fn print(tally: &Tally, partitions: usize, out: &mut Out) -> Result<(), Failure>
     ))?;
     if tally.journal_files > 0 {
         out.line(&format!("{} journal files, {} groups", tally.journal_files, count(tally.journal_groups)))?;
+    }
+    if tally.metadata_files > 0 {
+        out.line(&format!(
+            "{} checkpoints, {} metadata files, {} metadata records",
+            tally.checkpoints,
+            tally.metadata_files,
+            count(tally.metadata_records)
+        ))?;
     }
     out.line(if tally.findings.is_empty() { "sound" } else { "not sound" })
 }

@@ -179,7 +179,7 @@ impl Coordinator {
             return refusal;
         }
         let offsets = self.offsets.tombstones(id);
-        self.write_all(offsets);
+        self.write_apart(offsets);
         self.write_group_tombstones(id);
         ErrorCode::None
     }

@@ -51,6 +51,7 @@ use flumen_wire::messages::offset_delete_request::OffsetDeleteRequest;
 use flumen_wire::messages::sync_group_request::SyncGroupRequest;
 
 use crate::config::GroupConfig;
+use crate::limits::COORDINATOR_BATCH_BYTES;
 use crate::metadata::Image;
 use groups::Groups;
 use offsets::Offsets;
@@ -275,6 +276,20 @@ impl Coordinator {
     fn write_all(&mut self, records: Vec<Record>) {
         for record in records {
             self.write(record);
+        }
+    }
+
+    /// As [`Coordinator::write_all`], of records that need not be in the log together: however many, no decision is much
+    /// larger than a batch.
+    fn write_apart(&mut self, records: Vec<Record>) {
+        let mut bytes = 0;
+        for record in records {
+            bytes += record.len_bytes();
+            self.write(record);
+            if bytes >= COORDINATOR_BATCH_BYTES {
+                self.outbox.close();
+                bytes = 0;
+            }
         }
     }
 

@@ -15,6 +15,7 @@
 //! - within one incarnation, LSNs of one journal have no gap, and each group holds the hash of the one before;
 //! - what is bad is a torn tail only while nothing later says that it was durable.
 
+mod cadence;
 mod format;
 mod plan;
 mod scan;
@@ -22,6 +23,7 @@ mod scan;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+pub use cadence::Cadence;
 pub use format::{
     ENTRY_LEN, Entry, EntryKind, Extent, FILE_HEADER_LEN, FileHeader, FormatError, GROUP_HEADER_LEN,
     GroupHeader, decode_extent, decode_table, encode_extent_prefix, extent_body_len, file_uuid, group_len,

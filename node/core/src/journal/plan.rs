@@ -135,7 +135,8 @@ impl FillPace {
     /// More comes than that takes away.
     pub const STEADY: FillPace = FillPace { depth: 2, write_bytes: 512 << 10, rests: false };
     /// Somebody waits, or soon will.
-    pub const HURRIED: FillPace = FillPace { depth: FILLS_MAX, write_bytes: FILL_WRITE_BYTES_MAX, rests: false };
+    pub const HURRIED: FillPace =
+        FillPace { depth: FILLS_MAX, write_bytes: FILL_WRITE_BYTES_MAX, rests: false };
 }
 
 impl FillPressure {

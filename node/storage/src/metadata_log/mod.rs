@@ -28,6 +28,7 @@ mod format;
 mod recovery;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::fmt;
 use std::io;
@@ -37,6 +38,8 @@ use flumen_core::metadata::{Image, Record, ReplayError};
 
 use self::format::{FileHeader, FileKind, FrameHeader, PAYLOAD_BYTES_MAX, encode_frame};
 use crate::disk::{BLOCK, Buffer, Disk, File, OpenMode};
+
+pub use self::verify::verify;
 
 /// The folder of the metadata log within the data folder.
 pub const METADATA_DIRECTORY: &str = "metadata";

@@ -14,10 +14,42 @@ use crate::disk::{BLOCK, Buffer, Disk, File, OpenMode};
 
 /// What is in the folder, by the names of its files; each list rises.
 #[derive(Default)]
-struct Listing {
-    snapshots: Vec<u64>,
+pub(super) struct Listing {
+    pub(super) snapshots: Vec<u64>,
     logs: Vec<u64>,
     temporary: Vec<String>,
+}
+
+impl Listing {
+    pub(super) fn of<'a>(names: impl Iterator<Item = &'a str>) -> Listing {
+        let mut listing = Listing::default();
+        for name in names {
+            let offset = |stem: &str| stem.parse::<u64>().ok().filter(|_| stem.len() == 20);
+            match name.split_once('.') {
+                Some((_, end)) if end.ends_with(".tmp") => {
+                    listing.temporary.push(format!("{METADATA_DIRECTORY}/{name}"));
+                }
+                Some((stem, "snapshot")) => listing.snapshots.extend(offset(stem)),
+                Some((stem, "log")) => listing.logs.extend(offset(stem)),
+                // Not ours.
+                _ => {}
+            }
+        }
+        listing.snapshots.sort_unstable();
+        listing.logs.sort_unstable();
+        listing
+    }
+
+    /// The log that goes on after `from` records, those of the newest snapshot.
+    pub(super) fn log_for(&self, from: u64) -> Result<u64, MetadataLogError> {
+        let Some(base) = self.logs.iter().copied().rfind(|base| *base <= from) else {
+            return Err(MetadataLogError::Missing(log_path(from)));
+        };
+        match self.logs.last().filter(|later| **later > from) {
+            Some(later) => Err(MetadataLogError::Missing(snapshot_path(*later))),
+            None => Ok(base),
+        }
+    }
 }
 
 pub(super) async fn recover<D: Disk>(
@@ -49,12 +81,7 @@ pub(super) async fn recover<D: Disk>(
         None => Image::default(),
     };
     let from = image.offset();
-    let Some(base) = listing.logs.iter().copied().rfind(|base| *base <= from) else {
-        return Err(MetadataLogError::Missing(log_path(from)));
-    };
-    if let Some(later) = listing.logs.last().filter(|later| **later > from) {
-        return Err(MetadataLogError::Missing(snapshot_path(*later)));
-    }
+    let base = listing.log_for(from)?;
     let log = read_log(&disk, base, epoch, &mut image).await?;
     for name in &listing.temporary {
         disk.remove_file(name).await.map_err(folder)?;
@@ -81,22 +108,8 @@ pub(super) async fn remove_older<D: Disk>(disk: &D, snapshot: u64, log: u64) -> 
 }
 
 async fn list<D: Disk>(disk: &D) -> io::Result<Listing> {
-    let mut listing = Listing::default();
-    for entry in disk.list(METADATA_DIRECTORY).await? {
-        let offset = |stem: &str| stem.parse::<u64>().ok().filter(|_| stem.len() == 20);
-        match entry.name.split_once('.') {
-            Some((_, end)) if end.ends_with(".tmp") => {
-                listing.temporary.push(format!("{METADATA_DIRECTORY}/{}", entry.name));
-            }
-            Some((stem, "snapshot")) => listing.snapshots.extend(offset(stem)),
-            Some((stem, "log")) => listing.logs.extend(offset(stem)),
-            // Not ours.
-            _ => {}
-        }
-    }
-    listing.snapshots.sort_unstable();
-    listing.logs.sort_unstable();
-    Ok(listing)
+    let entries = disk.list(METADATA_DIRECTORY).await?;
+    Ok(Listing::of(entries.iter().map(|entry| entry.name.as_str())))
 }
 
 /// A log that was read, before it is handed out.
@@ -145,18 +158,23 @@ async fn open_synced<D: Disk>(disk: &D, path: &str) -> io::Result<(D::File, Vec<
 
 async fn read_snapshot<D: Disk>(disk: &D, offset: u64) -> Result<Image, MetadataLogError> {
     let path = snapshot_path(offset);
+    let read = open_synced(disk, &path).await;
+    let (_, bytes) = read.map_err(|error| MetadataLogError::Io { file: path.clone(), error })?;
+    image_of(offset, &bytes)
+}
+
+/// What the bytes of a snapshot say.
+pub(super) fn image_of(offset: u64, bytes: &[u8]) -> Result<Image, MetadataLogError> {
     let corrupt = |position: usize, reason: &str| MetadataLogError::Corrupt {
-        file: path.clone(),
+        file: snapshot_path(offset),
         position: position as u64,
         reason: reason.to_owned(),
     };
-    let read = open_synced(disk, &path).await;
-    let (_, bytes) = read.map_err(|error| MetadataLogError::Io { file: path.clone(), error })?;
-    let header = FileHeader::decode(&bytes, FileKind::Snapshot).map_err(|reason| corrupt(0, reason))?;
+    let header = FileHeader::decode(bytes, FileKind::Snapshot).map_err(|reason| corrupt(0, reason))?;
     if header.offset != offset {
         return Err(corrupt(32, "the file is not the one that its name says"));
     }
-    let (frames, end, _) = scan(&bytes, &header.uuid);
+    let (frames, end, _) = scan(bytes, &header.uuid);
     let mut records = Vec::new();
     for frame in &frames {
         if frame.header.offset != records.len() as u64 {
@@ -187,19 +205,39 @@ async fn read_log<D: Disk>(
     epoch: u64,
     image: &mut Image,
 ) -> Result<Recovered<D::File>, MetadataLogError> {
-    let path = log_path(base);
-    let failed = |error| MetadataLogError::Io { file: path.clone(), error };
+    let failed = |error| MetadataLogError::Io { file: log_path(base), error };
+    let (file, bytes) = open_synced(disk, &log_path(base)).await.map_err(failed)?;
+    let Replayed { header, end, tail } = replay_log(base, epoch, &bytes, image)?;
+    let whole = end / BLOCK * BLOCK;
+    let kept = bytes[whole..end].to_vec();
+    let allocated = cut(disk, &file, bytes.len(), end, &kept, tail).await.map_err(failed)?;
+    Ok(Recovered { file, header, position: end as u64, allocated, tail: kept })
+}
+
+/// Where the frames of a log that was replayed end, and how.
+pub(super) struct Replayed {
+    header: FileHeader,
+    end: usize,
+    tail: Tail,
+}
+
+/// Replays what the bytes of a log have beyond the image. No frame is of an epoch past `epoch`.
+pub(super) fn replay_log(
+    base: u64,
+    epoch: u64,
+    bytes: &[u8],
+    image: &mut Image,
+) -> Result<Replayed, MetadataLogError> {
     let corrupt = |position: usize, reason: &str| MetadataLogError::Corrupt {
-        file: path.clone(),
+        file: log_path(base),
         position: position as u64,
         reason: reason.to_owned(),
     };
-    let (file, bytes) = open_synced(disk, &path).await.map_err(failed)?;
-    let header = FileHeader::decode(&bytes, FileKind::Log).map_err(|reason| corrupt(0, reason))?;
+    let header = FileHeader::decode(bytes, FileKind::Log).map_err(|reason| corrupt(0, reason))?;
     if header.offset != base {
         return Err(corrupt(32, "the file is not the one that its name says"));
     }
-    let (frames, end, tail) = scan(&bytes, &header.uuid);
+    let (frames, end, tail) = scan(bytes, &header.uuid);
     if tail == Tail::Corrupt {
         return Err(corrupt(
             end,
@@ -229,10 +267,7 @@ async fn read_log<D: Disk>(
     if next < image.offset() {
         return Err(corrupt(end, "the log ends before the snapshot that was taken of it"));
     }
-    let whole = end / BLOCK * BLOCK;
-    let kept = bytes[whole..end].to_vec();
-    let allocated = cut(disk, &file, bytes.len(), end, &kept, tail).await.map_err(failed)?;
-    Ok(Recovered { file, header, position: end as u64, allocated, tail: kept })
+    Ok(Replayed { header, end, tail })
 }
 
 /// Removes what follows the last frame, so that no later recovery finds it behind new frames. Returns the

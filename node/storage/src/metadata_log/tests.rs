@@ -60,9 +60,20 @@ async fn open(
     .await
 }
 
+/// What `verify` makes of the files as they are now.
+fn verified(disk: &SimDisk) -> Result<Image, MetadataLogError> {
+    let files = disk.files();
+    let names = files.keys().filter_map(|path| path.strip_prefix("metadata/")).map(str::to_owned);
+    verify(&names.collect::<Vec<_>>(), |path| files.get(path).cloned().ok_or(io::ErrorKind::NotFound.into()))
+}
+
 /// One life: recovers, checks that nothing acknowledged is missing, appends until it is killed.
 async fn life(disk: SimDisk, epoch: u64, acknowledged: Rc<RefCell<u64>>, appends: u64) {
+    let seen = disk.files().keys().any(|path| path.ends_with(".log")).then(|| verified(&disk));
     let (mut log, mut image) = open(&disk, epoch, 20_000).await.expect("recovers");
+    if let Some(seen) = seen {
+        assert_eq!(seen.expect("what recovers is sound"), image);
+    }
     let had = *acknowledged.borrow();
     let recovered = (had..=had + 1).find(|n| offset_after(*n) == image.offset());
     let recovered =
@@ -130,6 +141,10 @@ fn a_flipped_bit_is_said_with_its_place_and_changes_nothing() {
         {
             disk.corrupt(&path, position, 0x10).expect("there");
             let before = disk.files();
+            match verified(&disk).expect_err("unsound") {
+                MetadataLogError::Corrupt { position: at, .. } => assert_eq!(at, said),
+                other => panic!("{other}"),
+            }
             match open(&disk, 2, 1 << 30).await.err().expect("refused") {
                 MetadataLogError::Corrupt { file, position: at, reason } => {
                     assert_eq!((file.as_str(), at), (path.as_str(), said), "{reason}");
@@ -158,6 +173,7 @@ fn a_torn_tail_is_cut_and_what_follows_it_never_comes_back() {
             end = (end + 40 + len).next_multiple_of(8);
         }
         disk.corrupt(&path, last as u64 + 41, 0xff).expect("there");
+        assert_eq!(verified(&disk).expect("a torn tail is no corruption"), image_after(4));
         let (mut log, image) = open(&disk, 2, 1 << 30).await.expect("a torn tail is no corruption");
         assert_eq!(image, image_after(4));
         assert!(disk.files()[&path][last..].iter().all(|byte| *byte == 0));
@@ -180,8 +196,10 @@ fn snapshots_replace_the_log_and_bound_it() {
         let snapshot = names.iter().find(|name| name.ends_with(".snapshot")).expect("one");
         let position = 4096 + 50;
         disk.corrupt(snapshot, position, 1).expect("there");
+        assert!(matches!(verified(&disk), Err(MetadataLogError::Corrupt { .. })));
         assert!(matches!(open(&disk, 2, 20_000).await.err(), Some(MetadataLogError::Corrupt { .. })));
         disk.remove_file(snapshot).await.expect("removed");
+        assert!(matches!(verified(&disk), Err(MetadataLogError::Missing(_))));
         assert!(matches!(open(&disk, 2, 20_000).await.err(), Some(MetadataLogError::Missing(_))));
     });
 }

@@ -5,6 +5,7 @@
 //! recovery has not shown never comes back.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use flumen_wire::batch::{BatchHeader, Batches};
 
@@ -55,6 +56,14 @@ impl Partition {
     fn last_of_keys(&self, believed: impl Fn(&Candidate) -> bool) -> BTreeMap<Vec<u8>, Held> {
         let batches = self.log.values().flatten().filter(|candidate| believed(candidate));
         batches.flat_map(|candidate| held(&candidate.bytes)).map(|held| (held.key.clone(), held)).collect()
+    }
+
+    /// The greatest timestamp in a range of offsets, of what compaction leaves there: values that are the last of their
+    /// keys. (Retention goes by what is left of a segment.)
+    pub(crate) fn youngest_value(&self, offsets: Range<i64>) -> Option<i64> {
+        let last = self.last_of_keys(|candidate| !candidate.failed);
+        let there = last.values().filter(|held| offsets.contains(&held.offset) && held.value.is_some());
+        there.map(|held| held.timestamp).max()
     }
 
     /// What a read returned that was asked for `offset`: batches that were sent, or what is left of them. What lies between

@@ -389,14 +389,19 @@ impl Partition {
         if self.config.retention_bytes >= 0 || self.config.retention_ms < 0 {
             return;
         }
-        let gone = |candidate: &&Candidate| {
-            let header = &candidate.header;
-            candidate.confirmed
-                && header.last_offset() < log_start
-                && header.base_offset >= self.log_start_asked
+        let youngest = match self.is_compacted() {
+            true => self.youngest_value(self.log_start_asked..log_start),
+            false => {
+                let gone = |candidate: &&Candidate| {
+                    let header = &candidate.header;
+                    candidate.confirmed
+                        && header.last_offset() < log_start
+                        && header.base_offset >= self.log_start_asked
+                };
+                let gone = self.log.values().flatten().filter(gone);
+                gone.map(|candidate| candidate.header.max_timestamp).max()
+            }
         };
-        let youngest =
-            self.log.values().flatten().filter(gone).map(|candidate| candidate.header.max_timestamp).max();
         let limit = now_ms - self.config.retention_ms;
         assert!(
             youngest.is_none_or(|youngest| youngest < limit),

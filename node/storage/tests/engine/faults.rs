@@ -40,7 +40,7 @@ async fn produce(
         for (index, slot) in slots.iter().enumerate() {
             let tag = round * 100 + index as u64;
             let (bytes, header) = batch(tag, 2, 300);
-            if let Ok(placed) = engine.append(*slot, disk.now_ms(), bytes.clone(), &header, tag) {
+            if let Some(placed) = append(disk, engine, *slot, &bytes, &header, tag).await {
                 sent.push((index, tag, placed.base_offset.0, bytes[61..].to_vec()));
             }
         }
@@ -54,6 +54,25 @@ async fn produce(
         }
     }
     acknowledged
+}
+
+/// Appends, once there is room, as a node does. `None` when it is refused.
+async fn append(
+    disk: &SimDisk,
+    engine: &TestEngine,
+    slot: Slot,
+    bytes: &Bytes,
+    header: &BatchHeader,
+    tag: u64,
+) -> Option<Placed> {
+    for _ in 0..10_000 {
+        match engine.append(slot, disk.now_ms(), bytes.clone(), header, tag) {
+            Ok(placed) => return Some(placed),
+            Err((_, AppendError::Refused(_))) => return None,
+            Err((_, AppendError::Full)) => disk.sleep(Duration::from_millis(1)).await,
+        }
+    }
+    panic!("no room comes: {:?}", engine.metrics());
 }
 
 fn run(test: impl AsyncFnOnce(SimDisk) + 'static) -> Sim {
@@ -288,6 +307,31 @@ fn deleted_partitions_leave_nothing_and_their_names_can_be_used_again() {
         assert!(disk.files().keys().all(|path| !path.contains("-delete")), "{:?}", disk.files().keys());
         engine.stop().await;
     });
+}
+
+/// Retention is removing files of a topic when that is deleted and made again under its name.
+#[test]
+fn what_is_removed_of_a_deleted_topic_is_not_that_of_its_namesake() {
+    for seed in 0..300 {
+        let sim = Sim::new(seed, SimOptions::default());
+        let disk = sim.disk();
+        sim.run(async move {
+            let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+            produce(&disk, &engine, &sink, &slots, 80).await;
+            disk.sleep(Duration::from_secs(1)).await;
+            engine.delete_records(slots[0], Offset(160), 1).unwrap();
+            until_settled(&disk, &sink, 1).await;
+            sink.0.borrow_mut().answers.clear();
+            engine.delete_partition(&id(0)).await.unwrap();
+            let again = PartitionId { topic: TopicId([2; 16]), partition: 0 };
+            let slot = engine.create_partition(again, "t-0", config(), LeaderEpoch(0)).await.unwrap();
+            disk.sleep(Duration::from_secs(1)).await;
+            assert!(disk.files().contains_key("t-0/00000000000000000000.log"), "seed {seed}");
+            let kept = produce(&disk, &engine, &sink, &[slot], 3).await;
+            assert_eq!(read_all(&engine, slot).await, kept[0]);
+        })
+        .unwrap();
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::coordinator::answer::Answer;
 use crate::coordinator::groups::Group;
 use crate::coordinator::record::Record;
 use crate::coordinator::{Caller, Context, Coordinator};
-use crate::limits::{GROUPS_PER_COORDINATOR_MAX, OFFSETS_PER_COORDINATOR_MAX};
+use crate::limits::{GROUPS_PER_COORDINATOR_MAX, OFFSET_COMMIT_BYTES_MAX, OFFSETS_PER_COORDINATOR_MAX};
 use crate::metadata::Topic;
 use crate::types::{PartitionId, TopicId};
 
@@ -32,6 +32,7 @@ impl Coordinator {
         }
         let room = OFFSETS_PER_COORDINATOR_MAX.saturating_sub(self.offsets.len());
         let mut records = Vec::new();
+        let mut bytes = 0;
         let mut codes = Vec::new();
         for topic in &request.topics {
             let known = known_topic(cx, topic, caller.version);
@@ -50,8 +51,9 @@ impl Coordinator {
                     codes.push(ErrorCode::UnknownTopicOrPartition);
                 } else if metadata.len() > cx.config.offset_metadata_bytes_max as usize {
                     codes.push(ErrorCode::OffsetMetadataTooLarge);
-                } else if records.len() >= room
-                    && self.offsets.get(request.group_id, &known.name, index).is_none()
+                } else if bytes >= OFFSET_COMMIT_BYTES_MAX
+                    || records.len() >= room
+                        && self.offsets.get(request.group_id, &known.name, index).is_none()
                 {
                     codes.push(ErrorCode::InvalidCommitOffsetSize);
                 } else {
@@ -63,7 +65,9 @@ impl Coordinator {
                         expire_timestamp: expire_timestamp(cx, request.retention_time_ms),
                         topic_id: known.id,
                     };
-                    records.push(record(&committed, request.group_id, &known.name, index));
+                    let record = record(&committed, request.group_id, &known.name, index);
+                    bytes += record.len_bytes();
+                    records.push(record);
                     codes.push(ErrorCode::None);
                 }
             }

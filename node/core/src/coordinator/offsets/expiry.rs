@@ -27,7 +27,7 @@ impl Coordinator {
         let groups: Vec<Arc<str>> = self.groups.iter().map(|(id, _)| Arc::clone(id)).collect();
         for id in groups {
             let expired = self.expired_offsets(cx, &id);
-            self.write_all(expired);
+            self.write_apart(expired);
             let is_empty = match self.groups.get(&id) {
                 Some(Group::Classic(group)) => group.is_abandoned(),
                 Some(Group::Consumer(group)) => group.is_empty(),
@@ -75,7 +75,7 @@ impl Coordinator {
                 records.extend(partitions.keys().map(|partition| tombstone(group, topic, *partition)));
             }
         }
-        self.write_all(records);
+        self.write_apart(records);
     }
 }
 
@@ -89,7 +89,7 @@ impl Coordinator {
                 records.extend(orphaned.map(|(partition, _)| tombstone(group, topic, *partition)));
             }
         }
-        self.write_all(records);
+        self.write_apart(records);
     }
 }
 

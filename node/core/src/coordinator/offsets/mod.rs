@@ -87,7 +87,7 @@ impl Offsets {
                 let committed = Committed {
                     offset: value.offset,
                     leader_epoch: value.leader_epoch,
-                    metadata: value.metadata.into(),
+                    metadata: shared(value.metadata),
                     commit_timestamp: value.commit_timestamp,
                     expire_timestamp: value.expire_timestamp,
                     topic_id: TopicId(value.topic_id),
@@ -188,6 +188,11 @@ impl Committed {
 
 fn tombstone(group: &str, topic: &str, partition: i32) -> Record {
     Record::tombstone(&OffsetCommitKey { group, topic, partition })
+}
+
+/// Metadata is empty with nearly every client, and that takes no memory of its own.
+fn shared(metadata: &str) -> Arc<str> {
+    if metadata.is_empty() { Arc::default() } else { metadata.into() }
 }
 
 /// The value under a name, made where there is none.
