@@ -221,9 +221,9 @@ mod tests {
             .expect("a process");
         let said = || fs::read_to_string(&log).expect("it is there");
         wait_until(|| said() == "hello with spaces\n");
+        // It becomes another program.
+        wait_until(|| LocalBroker::of(child.id()).is_ok_and(|broker| broker.arguments == ["sleep", "600"]));
         let first = LocalBroker::of(child.id()).expect("ours");
-        // It has become another program meanwhile.
-        assert_eq!(first.arguments, ["sleep", "600"]);
         assert_eq!(first.environment.iter().find(|(name, _)| name == "GREETING").expect("set").1, "hello");
         let outage = Outage::default();
         let broker = LocalBroker {

@@ -24,8 +24,8 @@ const TOLERANCE: f64 = 0.02;
 const ATTEMPTS: usize = 5;
 /// Sends that are this late say that the machine was too busy, not that the histogram is wrong.
 const LATENESS_NS_MAX: u64 = 1_000_000;
-/// Records per second.
-const RATE: f64 = 2000.0;
+/// Records per second. What a stall holds up is answered in no time: where many are, that time would count.
+const RATE: f64 = 1000.0;
 
 /// One quantile: what arithmetic says, and what was found.
 #[derive(Clone, Copy, Debug)]
@@ -179,7 +179,7 @@ mod tests {
 
     fn stalls_are_seen(driver: Driver) {
         let means = Means { driver, uring: true };
-        let (stall, every) = (Duration::from_millis(200), Duration::from_secs(1));
+        let (stall, every) = (Duration::from_millis(400), Duration::from_secs(1));
         let never = AtomicBool::new(false);
         for attempt_number in 1..=ATTEMPTS {
             let outcome = attempt(stall, every, 3, Load::Open, means, &never).expect("it runs");
@@ -193,7 +193,7 @@ mod tests {
         }
     }
 
-    /// The short form: a stall of 200 ms in each second.
+    /// The short form: a stall of 400 ms in each second, of which 2 % are more than what an unoptimised build takes.
     #[test]
     fn stalls_are_seen_as_they_are() {
         stalls_are_seen(Driver::Flumen);
