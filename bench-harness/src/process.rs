@@ -42,6 +42,10 @@ impl Figures {
         let (cpu_user_s, cpu_system_s) = cpu_of(&stat, rustix::param::clock_ticks_per_second() as f64)
             .ok_or(io::ErrorKind::InvalidData)?;
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        // One that has ended stays in the table while nobody has asked for its end.
+        if stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X'])) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         // Only for processes of the same user, or for root.
         let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
         let mut figures = Figures {
