@@ -458,7 +458,7 @@ fn config(plan: &Plan, settings: &Producers, value_bytes_max: usize) -> ClientCo
         .set("batch.num.messages", batch_records.to_string())
         .set("message.max.bytes", (settings.batch_bytes.max(value_bytes_max) + MESSAGE_ROOM).to_string())
         .set("queue.buffering.max.messages", QUEUED_MAX.to_string())
-        .set("queue.buffering.max.kbytes", (2 * QUEUED_BYTES_MAX >> 10).to_string())
+        .set("queue.buffering.max.kbytes", ((2 * QUEUED_BYTES_MAX) >> 10).to_string())
         .set("request.timeout.ms", timeout_ms.to_string())
         .set("socket.timeout.ms", timeout_ms.to_string())
         .set("message.timeout.ms", (timeout_ms + settings.linger_ms as u128).to_string())
