@@ -79,7 +79,7 @@ mod tests {
         let wait = cadence.wait(now, 1);
         assert!(wait > micros(690) && wait < micros(710), "{wait:?}");
         assert_eq!(cadence.wait(now, GAP_BATCHES), Duration::ZERO);
-        assert_eq!(cadence.wait(now + micros(700), 1), Duration::ZERO);
+        assert_eq!(cadence.wait(now + micros(701), 1), Duration::ZERO);
         assert_eq!(cadence.wait(now, 0), Duration::ZERO, "there is nothing to wait with");
         let (cadence, now) = steady(20);
         assert_eq!(cadence.wait(now, 1), Duration::ZERO, "as many as are enough came during the write");
