@@ -1,6 +1,6 @@
 //! A broker of this machine that is killed in the midst of a load (`kill -9`) and started again at once, as it was: the
 //! same program, arguments, environment, folder and output. What counts is the time from the kill until a record that was sent
-//! after it is acknowledged.
+//! after its end is acknowledged.
 //!
 //! ```text
 //!   LocalBroker::find --due--> killed --process gone--> started --> first acknowledgement (Outage, told by the lanes)
@@ -33,24 +33,27 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     killed_at: OnceLock<Instant>,
+    /// From here on nothing is answered but by the process that is started after it. Until then the old one may still
+    /// answer, since a signal takes its time.
+    gone_at: OnceLock<Instant>,
     acknowledged_at: OnceLock<Instant>,
 }
 
 impl Outage {
-    pub(crate) fn is_after_kill(&self) -> bool {
-        self.killed_at.get().is_some()
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone_at.get().is_some()
     }
 
-    /// Whether what was due or sent then is of after the kill.
+    /// Whether what was due or sent then can have reached only the process that was started after the kill.
     #[cfg_attr(
         not(feature = "librdkafka"),
         expect(dead_code, reason = "lanes of our own ask when they connect")
     )]
-    pub(crate) fn is_before(&self, at: Instant) -> bool {
-        self.killed_at.get().is_some_and(|killed| *killed < at)
+    pub(crate) fn was_gone(&self, at: Instant) -> bool {
+        self.gone_at.get().is_some_and(|gone| *gone < at)
     }
 
-    /// Something that was sent after the kill was acknowledged.
+    /// Something that was sent after the end of the old process was acknowledged.
     pub(crate) fn note_acknowledgement(&self, at: Instant) {
         let _ = self.acknowledged_at.set(at);
     }
@@ -119,6 +122,7 @@ impl LocalBroker {
         if ended.map_err(|error| failed(error.into()))? == 0 {
             return Err(Failure::Other(format!("{}: it does not end", self.program.display())));
         }
+        let _ = outage.gone_at.set(Instant::now());
         // Where it was with its group: who ends the group ends the new one, too. A group that is gone has no members.
         let group = self.group.map_or(0, Pid::as_raw_pid);
         let started = self.command(&out, &err, group).spawn();
@@ -232,7 +236,7 @@ mod tests {
             ..first
         };
         let mut again = broker.kill_and_start(&outage).expect("it starts");
-        assert!(outage.is_after_kill() && !child.wait().expect("ours").success());
+        assert!(outage.is_gone() && !child.wait().expect("ours").success());
         let expected =
             format!("hello with spaces\nagain\n{}\n", folder.canonicalize().expect("there").display());
         wait_until(|| said() == expected);

@@ -359,9 +359,9 @@ fn librdkafka_is_counted_through_a_restart_too() {
     let again = pid.and_then(rustix::process::Pid::from_raw).expect("it was found");
     rustix::process::kill_process(again, rustix::process::Signal::KILL).expect("it runs");
     assert_code(&output, 0, "from kill -9");
-    // The library waits at least 100 ms before it connects again.
+    // Some milliseconds where the library finds the new process at its first try; else it waits 100 ms and longer.
     let outage_ns = result["restarts"][0]["first_acknowledgement_ns"].as_u64().expect("a number");
-    assert!((50_000_000..3_000_000_000).contains(&outage_ns), "{}", result["restarts"]);
+    assert!((500_000..3_000_000_000).contains(&outage_ns), "{}", result["restarts"]);
 }
 
 /// A worker in a process of its own.

@@ -178,7 +178,7 @@ impl Lane {
     }
 
     async fn connect(&mut self, shop: &Shop) -> Result<(), Error> {
-        let heals = shop.control.outage.is_after_kill();
+        let heals = shop.control.outage.is_gone();
         let at = self.topic_partition(shop, 0);
         let metadata = shop.cluster.metadata();
         let leader = metadata.leader(&at)?;

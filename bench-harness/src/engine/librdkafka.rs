@@ -517,7 +517,7 @@ impl Delivery {
             let place = Place { topic: *topic, partition };
             held(&self.acknowledged).entry(place).or_default().add(header.sequence);
         }
-        if shared.control.outage.is_before(shared.at(due_ns)) {
+        if shared.control.outage.was_gone(shared.at(due_ns)) {
             shared.control.outage.note_acknowledgement(now);
         }
         if shared.is_measured(due_ns) && (!self.is_closed || shared.is_measured(now_ns)) {
