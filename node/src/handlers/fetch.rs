@@ -30,7 +30,7 @@ use super::{Refusal, Request};
 use crate::net::response::{Payload, Response};
 use crate::runtime;
 use crate::shard::Shard;
-use crate::shard::fetch::{ParkedFetch, PartitionRead, Want, Watch};
+use crate::shard::fetch::{ParkedFetch, PartitionRead, Wait, Want, Watch};
 
 /// The first version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
@@ -56,6 +56,10 @@ pub(super) async fn handle(shard: &Rc<Shard>, mut request: Request) -> Result<Re
     request.release_frame();
     if let Some(place) = request.place {
         request.connection.turn(place).await;
+    }
+    if request.connection.is_closed() {
+        // Nothing is read for nobody.
+        return Ok(refuse(&request, ErrorCode::NetworkException));
     }
     let reads = gather(shard, &request, &fetch).await;
     let outcomes: Vec<Outcome> = reads.iter().map(outcome).collect();
@@ -174,14 +178,16 @@ async fn read_until(
     loop {
         let left = deadline.unwrap_or_default().saturating_sub(runtime::uptime());
         let wait = !left.is_zero() && !shard.stopping.get() && !request.connection.is_closed();
-        let watch = wait.then(|| parked.watch(request));
         let grant = shard.net.grant(fetch.bytes_max);
-        let reads = read_all(shard, parked.wants, grant.bytes, watch).await;
-        let found: usize = reads.iter().map(|read| read.len).sum();
         let enough = fetch.bytes_min.min(grant.bytes);
+        let wait = wait.then(|| Wait { watch: parked.watch(request), bytes_min: enough });
+        let reads = read_all(shard, parked.wants, grant.bytes, wait).await;
         drop(grant);
-        let telling = reads.iter().any(|read| read.error != ErrorCode::None || read.diverging.is_some());
-        let Some(waiting) = parked.fetch.as_ref().filter(|_| wait) else { return reads };
+        let found: usize = reads.iter().map(|read| read.len).sum();
+        let is_telling =
+            |read: &Read| read.error != ErrorCode::None || read.diverging.is_some() || read.is_part;
+        let telling = reads.iter().any(is_telling);
+        let Some(waiting) = parked.fetch.as_ref().filter(|_| wait.is_some()) else { return reads };
         if telling || found >= enough {
             return reads;
         }
@@ -235,13 +241,13 @@ fn by_shard(shard: &Shard, wants: &[Want]) -> Vec<(ShardId, Vec<(usize, Want)>)>
 }
 
 /// Reads all wants, on their shards at the same time, and keeps what fits, in the client's order.
-async fn read_all(shard: &Rc<Shard>, wants: &[Want], bytes_max: usize, watch: Option<Watch>) -> Vec<Read> {
+async fn read_all(shard: &Rc<Shard>, wants: &[Want], bytes_max: usize, wait: Option<Wait>) -> Vec<Read> {
     let groups = by_shard(shard, wants);
     let share = bytes_max / groups.len().max(1);
     let mut reads: Vec<Option<Read>> = wants.iter().map(|_| None).collect();
     let asked = groups.into_iter().map(|(target, group)| async move {
         let (indexes, wants): (Vec<usize>, Vec<Want>) = group.into_iter().unzip();
-        let found = read_on(shard, target, wants, share, watch).await;
+        let found = read_on(shard, target, wants, share, wait).await;
         indexes.into_iter().zip(found).collect::<Vec<_>>()
     });
     for (index, read) in futures_util::future::join_all(asked).await.into_iter().flatten() {
@@ -260,14 +266,14 @@ async fn read_on(
     target: ShardId,
     wants: Vec<Want>,
     bytes_max: usize,
-    watch: Option<Watch>,
+    wait: Option<Wait>,
 ) -> Vec<Read> {
     if target == shard.id {
-        let reads = shard.read(&wants, bytes_max, watch).await;
+        let reads = shard.read(&wants, bytes_max, wait).await;
         return reads.into_iter().map(|read| read.map(|slice| Box::new(slice) as Box<dyn Payload>)).collect();
     }
     let reads = shard
-        .ask(target, move |owner| async move { owner.read_for_other(&wants, bytes_max, watch).await })
+        .ask(target, move |owner| async move { owner.read_for_other(&wants, bytes_max, wait).await })
         .await
         .unwrap_or_default();
     reads.into_iter().map(|read| read.map(|lent| Box::new(lent) as Box<dyn Payload>)).collect()

@@ -4,8 +4,8 @@
 //! there is not enough, it leaves a *watch* there and parks. What the journal makes durable wakes it.
 //!
 //! ```text
-//!   fetch task ── read(wants, watch) ──> owner: read, note the watch ── Empty
-//!     parked  <────────── Wake ───────── owner: high watermark moved
+//!   fetch task ── read(wants, wait) ──> owner: read, note the watch ── not enough
+//!     parked  <────────── Wake ──────── owner: high watermark moved
 //! ```
 //!
 //! Invariant: **no wake-up is lost.** Reading and leaving the watch are one step on the owning shard, between
@@ -75,6 +75,14 @@ pub(crate) struct Watch {
     pub(crate) fetch: u64,
 }
 
+/// That a fetch may wait, and for what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wait {
+    pub(crate) watch: Watch,
+    /// With so many bytes it does not wait.
+    pub(crate) bytes_min: usize,
+}
+
 /// Parked fetches of this shard, and watches that fetches of any shard left on its partitions.
 #[derive(Default)]
 pub(crate) struct Fetches {
@@ -106,6 +114,8 @@ pub(crate) struct PartitionRead<R> {
     pub(crate) diverging: Option<(i32, i64)>,
     pub(crate) records: Vec<R>,
     pub(crate) len: usize,
+    /// They come from disk, of which a part is read at a time: there is no more to wait for.
+    pub(crate) is_part: bool,
 }
 
 impl<R> PartitionRead<R> {
@@ -118,6 +128,7 @@ impl<R> PartitionRead<R> {
             diverging: None,
             records: Vec::new(),
             len: 0,
+            is_part: false,
         }
     }
 
@@ -130,6 +141,7 @@ impl<R> PartitionRead<R> {
             diverging: self.diverging,
             records: self.records.into_iter().map(records).collect(),
             len: self.len,
+            is_part: self.is_part,
         }
     }
 }
@@ -215,18 +227,18 @@ impl Shard {
     }
 
     /// Reads partitions that live on this shard, in order, until `bytes_max` are found. The first batch that is
-    /// found comes whole whatever its size (KIP-74). Where there is nothing, `watch` is left.
+    /// found comes whole whatever its size (KIP-74). As long as there is less than `wait` is for, its watch is left.
     pub(crate) async fn read(
         &self,
         wants: &[Want],
         bytes_max: usize,
-        watch: Option<Watch>,
+        wait: Option<Wait>,
     ) -> Vec<PartitionRead<Slice>> {
         let mut found = 0;
         let mut reads = Vec::with_capacity(wants.len());
         for want in wants {
             let budget = bytes_max.saturating_sub(found).min(want.bytes_max);
-            let read = self.read_partition(want, budget, found == 0, watch).await;
+            let read = self.read_partition(want, budget, found, wait).await;
             found += read.len;
             reads.push(read);
         }
@@ -238,9 +250,9 @@ impl Shard {
         &self,
         wants: &[Want],
         bytes_max: usize,
-        watch: Option<Watch>,
+        wait: Option<Wait>,
     ) -> Vec<PartitionRead<Lent>> {
-        let reads = self.read(wants, bytes_max, watch).await;
+        let reads = self.read(wants, bytes_max, wait).await;
         reads
             .into_iter()
             .map(|read| {
@@ -257,8 +269,8 @@ impl Shard {
         &self,
         want: &Want,
         bytes_max: usize,
-        at_least_one: bool,
-        watch: Option<Watch>,
+        found: usize,
+        wait: Option<Wait>,
     ) -> PartitionRead<Slice> {
         let Some(slot) = self.engine.partition(&want.partition) else {
             return PartitionRead::error(ErrorCode::UnknownTopicOrPartition);
@@ -272,21 +284,19 @@ impl Shard {
         if let Some(diverging) = self.divergence(slot, want) {
             read.diverging = Some(diverging);
         } else {
-            let at_least_one = at_least_one && want.bytes_max > 0;
+            let at_least_one = found == 0 && want.bytes_max > 0;
             match self.engine.read(slot, Offset(want.offset), bytes_max, at_least_one) {
                 Ok(ReadOutcome::Cached(slices)) => {
                     read.len = slices.len();
                     read.records = slices.into_vec();
+                    self.watch(slot, found + read.len, wait);
                 }
-                Ok(ReadOutcome::Empty) => {
-                    if let Some(watch) = watch {
-                        self.fetches.watches.borrow_mut().entry(slot).or_default().push(watch);
-                    }
-                }
+                Ok(ReadOutcome::Empty) => self.watch(slot, found, wait),
                 Ok(ReadOutcome::Disk(disk_read)) => match self.engine.read_disk(disk_read).await {
                     Ok(slices) => {
                         read.len = slices.len();
                         read.records = slices.into_vec();
+                        read.is_part = read.len > 0;
                     }
                     Err(error) => {
                         self.report_read_faults();
@@ -301,6 +311,17 @@ impl Shard {
             read.log_start_offset = offsets.log_start.0;
         }
         read
+    }
+
+    /// Leaves the watch of a fetch that waits, unless what it has found is enough.
+    fn watch(&self, slot: Slot, found: usize, wait: Option<Wait>) {
+        let Some(Wait { watch, .. }) = wait.filter(|wait| found < wait.bytes_min) else { return };
+        let mut watches = self.fetches.watches.borrow_mut();
+        let list = watches.entry(slot).or_default();
+        // Woken for another partition, it looks again at those where it has left one.
+        if !list.contains(&watch) {
+            list.push(watch);
+        }
     }
 
     /// Says which bytes on disk are not what was written, with file and position.

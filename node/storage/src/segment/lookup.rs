@@ -4,10 +4,12 @@
 //! it should cover, which is short unless the files are old. A missing or implausible one is rebuilt by a scan of
 //! the segment. The checks cannot see everything (Kafka's format has no checksum), so a corruption that was met
 //! through an index from files makes it suspect first: it is rebuilt, and only if the second look says the same,
-//! it is the segment that is corrupt.
+//! it is the segment that is corrupt. However many ask, one of them at a time loads or scans a segment.
 //!
 //! A scan that meets corruption gives what it has: offsets below it stay readable.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use flumen_core::types::{LeaderEpoch, Offset, Timestamp};
@@ -17,6 +19,7 @@ use super::chunk::{Chunk, Expect, Step};
 use super::reader::{SegmentReader, Start};
 use super::{Corruption, OffsetEntry, SegmentError, SegmentIndex, SegmentView, TimeEntry};
 use crate::disk::Disk;
+use crate::signal::Progress;
 use crate::slices::Slice;
 
 /// Bytes of one read of a scan.
@@ -142,19 +145,28 @@ impl<D: Disk> SegmentReader<D> {
         ask: impl Fn(&SegmentIndex) -> R,
     ) -> Result<(R, bool), SegmentError> {
         let Some(live) = &view.live else {
-            let loaded = self.index(view, view.len).await?;
+            let kept = self.indexes.borrow_mut().get(&view.path);
+            let loaded = match kept {
+                Some(loaded) => loaded,
+                None => {
+                    let _turn = self.turn(&view.path).await;
+                    self.index(view, view.len).await?
+                }
+            };
             return Ok((ask(&loaded.index), loaded.index.covered_to() >= view.len));
         };
-        let covered_from = live.borrow().covered_from();
-        if covered_from == 0 {
+        let is_whole = || live.borrow().covered_from() == 0;
+        if is_whole() {
+            return Ok((ask(&live.borrow()), true));
+        }
+        let _turn = self.turn(&view.path).await;
+        if is_whole() {
             return Ok((ask(&live.borrow()), true));
         }
         // The part before recovery began: once it is there, the live index is whole.
+        let covered_from = live.borrow().covered_from();
         let prefix = self.index(view, covered_from).await?;
         let mut index = live.borrow_mut();
-        if index.covered_from() == 0 {
-            return Ok((ask(&index), true));
-        }
         if index.covered_from() == prefix.index.covered_to() {
             index.prepend((*prefix.index).clone());
             self.indexes.borrow_mut().remove(&view.path);
@@ -163,7 +175,18 @@ impl<D: Disk> SegmentReader<D> {
         Ok((ask(&prefix.index), false))
     }
 
-    /// The index of `[0, end)` of a segment, from memory, from its files, or by a scan.
+    /// Waits until nobody else loads or scans this segment's index.
+    async fn turn(&self, path: &Rc<str>) -> Turn<'_> {
+        loop {
+            let seen = self.indexed.count();
+            if self.indexing.borrow_mut().insert(path.clone()) {
+                return Turn { indexing: &self.indexing, indexed: &self.indexed, path: path.clone() };
+            }
+            self.indexed.after(seen).await;
+        }
+    }
+
+    /// The index of `[0, end)` of a segment, from memory, from its files, or by a scan. In a turn.
     async fn index(&self, view: &SegmentView, end: u64) -> Result<Loaded, SegmentError> {
         if let Some(loaded) = self.indexes.borrow_mut().get(&view.path) {
             return Ok(loaded);
@@ -246,12 +269,31 @@ impl<D: Disk> SegmentReader<D> {
     /// After a corruption: if the index in use came from files, rebuilds it and says that a second look is worth
     /// while.
     pub(super) async fn distrust_index(&self, view: &SegmentView) -> bool {
-        let suspect = self.indexes.borrow_mut().get(&view.path).is_some_and(|loaded| !loaded.scanned);
-        if !suspect || view.live.is_some() {
+        let kept = || self.indexes.borrow_mut().get(&view.path);
+        if kept().is_none_or(|loaded| loaded.scanned) || view.live.is_some() {
             return false;
+        }
+        let _turn = self.turn(&view.path).await;
+        if kept().is_some_and(|loaded| loaded.scanned) {
+            // Somebody else met it, too.
+            return true;
         }
         self.indexes.borrow_mut().remove(&view.path);
         self.rebuild(view, view.len).await.is_ok()
+    }
+}
+
+/// Somebody loads or scans a segment's index.
+struct Turn<'a> {
+    indexing: &'a RefCell<HashSet<Rc<str>>>,
+    indexed: &'a Progress,
+    path: Rc<str>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.indexing.borrow_mut().remove(&self.path);
+        self.indexed.notify();
     }
 }
 

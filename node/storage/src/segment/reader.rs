@@ -15,6 +15,7 @@
 //! Bounded: open files, bytes of loaded indexes, streams, bytes of their chunks. None of it is the batch cache.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -25,6 +26,7 @@ use super::lookup::Loaded;
 use super::lru::Lru;
 use super::{Corruption, EpochFits, SegmentError, SegmentView};
 use crate::disk::{BLOCK, Disk, File, OpenMode};
+use crate::signal::Progress;
 use crate::slices::Slices;
 
 /// Bounds of one shard's reader.
@@ -94,6 +96,9 @@ pub struct SegmentReader<D: Disk> {
     pub(super) settings: ReaderSettings,
     files: RefCell<Lru<Rc<D::File>>>,
     pub(super) indexes: RefCell<Lru<Loaded>>,
+    /// Segments whose index is being loaded or scanned; and that one of them is done.
+    pub(super) indexing: RefCell<HashSet<Rc<str>>>,
+    pub(super) indexed: Progress,
     streams: RefCell<Vec<Stream<D::Buffer>>>,
     clock: Cell<u64>,
     /// How often something was forgotten.
@@ -114,6 +119,8 @@ impl<D: Disk> SegmentReader<D> {
         SegmentReader {
             files: RefCell::new(Lru::new(settings.files_max)),
             indexes: RefCell::new(Lru::new(settings.index_bytes_max)),
+            indexing: RefCell::default(),
+            indexed: Progress::default(),
             streams: RefCell::default(),
             clock: Cell::new(0),
             era: Cell::new(0),

@@ -398,6 +398,33 @@ fn a_live_index_that_begins_in_the_middle_is_completed() {
 }
 
 #[test]
+fn many_readers_make_an_index_once() {
+    for is_live in [false, true] {
+        on_disk(async move |disk| {
+            let batches = segment(23, 300, 200);
+            let middle = 140;
+            // What lies behind the middle is of no use to any of them.
+            let mut live = SegmentIndex::resume(BASE, INTERVAL, batches[middle].position);
+            for batch in &batches[middle..] {
+                live.append(batch.position, batch.bytes.len() as u64, batch.last(), batch.times[0]);
+            }
+            let live = is_live.then(|| Rc::new(RefCell::new(live)));
+            let view = SegmentView { live, ..view(&batches) };
+            store(&disk, &bytes(&batches), None).await;
+            let reader = SegmentReader::new(disk, settings());
+            let reads = batches[100..120].iter().map(|batch| {
+                let (reader, view) = (&reader, &view);
+                async move { reader.read(view, Offset(batch.base), 1, true, &any_epoch).await }
+            });
+            for (got, batch) in futures_util::future::join_all(reads).await.into_iter().zip(&batches[100..]) {
+                assert_eq!(got.expect("read").to_vec(), batch.bytes);
+            }
+            assert_eq!(reader.metrics().indexes_rebuilt, 1);
+        });
+    }
+}
+
+#[test]
 fn index_files_have_kafkas_bytes() {
     let mut index = SegmentIndex::new(500, 100);
     // Position, size, last offset, greatest timestamp.

@@ -1,0 +1,92 @@
+"""How long a fetch waits: for `min_bytes` over all its partitions, and not at all for what is there already."""
+
+import contextlib
+import time
+
+from harness import wire
+
+# A fetch that should be answered and is not, fails by the timeout of its connection.
+FOR_EVER_MS = 600_000
+BATCH = wire.Batch([b"x" * 900]).encode()
+
+
+def make(connection, topic, partitions):
+    assert wire.create_topic(connection, topic, partitions)[0] == wire.NONE
+    deadline = time.monotonic() + 10
+    for partition in range(partitions):
+        while wire.fetch(connection, topic, 0, partition, max_wait_ms=0, min_bytes=0)[0] != wire.NONE:
+            assert time.monotonic() < deadline, "the topic is not served"
+            time.sleep(0.05)
+
+
+def append(connection, topic, partition, count=1):
+    for _ in range(count):
+        assert wire.produce(connection, [(topic, partition, BATCH)])[0][0] == wire.NONE
+
+
+def is_answered(connection, within_s) -> bool:
+    """Whether something has come; it stays to be read."""
+    connection.socket.settimeout(within_s)
+    with contextlib.suppress(TimeoutError):
+        return len(connection.socket.recv(1, 2)) > 0  # MSG_PEEK
+    return False
+
+
+def test_waits_for_min_bytes_of_one_partition(broker, topic):
+    """Also where some bytes are there when it begins: those that follow are noticed."""
+    with wire.Connection(broker.port) as producer, wire.Connection(broker.port) as consumer:
+        make(producer, topic, 1)
+        append(producer, topic, 0)
+        body = wire.fetch_body(topic, [(0, 0)], max_wait_ms=FOR_EVER_MS, min_bytes=3 * len(BATCH))
+        consumer.send(wire.FETCH, 4, body)
+        append(producer, topic, 0)
+        assert not is_answered(consumer, 0.3), "two batches are not three"
+        append(producer, topic, 0)
+        assert is_answered(consumer, 10)
+        code, high_watermark, records = wire.read_fetch(consumer.receive()[1])[0]
+        assert (code, high_watermark, len(records)) == (wire.NONE, 3, 3 * len(BATCH))
+
+
+def test_waits_for_min_bytes_of_all_partitions_together(broker, topic):
+    """Of many, that lie on all shards, whichever gets the bytes."""
+    partitions = 16
+    with wire.Connection(broker.port) as producer, wire.Connection(broker.port) as consumer:
+        make(producer, topic, partitions)
+        wanted = [(partition, 0) for partition in range(partitions)]
+        body = wire.fetch_body(topic, wanted, max_wait_ms=FOR_EVER_MS, min_bytes=2 * partitions * len(BATCH))
+        consumer.send(wire.FETCH, 4, body)
+        for n in range(2 * partitions - 1):
+            append(producer, topic, n % 5)
+        assert not is_answered(consumer, 0.3), "one is missing"
+        append(producer, topic, partitions - 1)
+        assert is_answered(consumer, 10)
+        read = wire.read_fetch(consumer.receive()[1])
+        assert sum(len(records) for _, _, records in read.values()) == 2 * partitions * len(BATCH)
+
+
+def test_does_not_wait_for_what_lies_on_disk(own_broker, topic):
+    """However little of it is read at a time: what `min_bytes` asks for is there."""
+    broker = own_broker()
+    with wire.Connection(broker.port) as producer:
+        make(producer, topic, 1)
+        append(producer, topic, 0, 500)
+    assert broker.stop() == 0
+    broker.start()
+    with wire.Connection(broker.port) as consumer:
+        at = 0
+        while at < 400:
+            read = wire.fetch(consumer, topic, at, max_wait_ms=FOR_EVER_MS, min_bytes=100 * len(BATCH))
+            assert read[:2] == (wire.NONE, 500)
+            at += len(read[2]) // len(BATCH)
+
+
+def test_answers_when_the_time_is_up(broker, topic):
+    """With what there is."""
+    with wire.Connection(broker.port) as connection:
+        make(connection, topic, 2)
+        append(connection, topic, 1)
+        began = time.monotonic()
+        body = wire.fetch_body(topic, [(0, 0), (1, 0)], max_wait_ms=300, min_bytes=2 * len(BATCH))
+        read = wire.read_fetch(connection.call(wire.FETCH, 4, body))
+        assert time.monotonic() - began >= 0.3
+        assert [len(records) for _, _, records in read.values()] == [0, len(BATCH)]
