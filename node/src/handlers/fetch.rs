@@ -34,6 +34,9 @@ use crate::shard::fetch::{ParkedFetch, PartitionRead, Wait, Want, Watch};
 
 /// The first version that names topics by id.
 const TOPIC_ID_VERSION: i16 = 13;
+/// How long a fetch that was woken for too little rests before it looks again: at first, and in the end.
+const REST_MIN: Duration = Duration::from_micros(500);
+const REST_MAX: Duration = Duration::from_millis(5);
 
 type Read = PartitionRead<Box<dyn Payload>>;
 
@@ -175,6 +178,7 @@ async fn read_until(
     parked: &mut Parked<'_>,
     deadline: Option<Duration>,
 ) -> Vec<Read> {
+    let mut rest = Duration::ZERO;
     loop {
         let left = deadline.unwrap_or_default().saturating_sub(runtime::uptime());
         let wait = !left.is_zero() && !shard.stopping.get() && !request.connection.is_closed();
@@ -194,6 +198,11 @@ async fn read_until(
         drop(reads);
         // Woken or out of time: either way, look again.
         let _ = runtime::timeout(left, waiting.woken()).await;
+        if !rest.is_zero() {
+            // Where small batches come one by one, each would be read as often as one comes.
+            runtime::sleep(rest.min(left)).await;
+        }
+        rest = (rest * 2).clamp(REST_MIN, REST_MAX);
     }
 }
 

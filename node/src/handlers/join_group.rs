@@ -18,10 +18,13 @@ const PROTOCOL_TYPE_VERSION: i16 = 7;
 /// The first version that tells static names.
 const INSTANCE_VERSION: i16 = 5;
 
-pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
+pub(super) async fn handle(shard: &Rc<Shard>, mut request: Request) -> Result<Response, Refusal> {
     let body: JoinGroupRequest<'_> = request.body()?;
-    let (carried, who) = (Carried::new(request), Who::of(request));
-    let answer = shard.coordinate(body.group_id, move |coordinator, cx, token| {
+    let (group_id, member_id) = (body.group_id.to_owned(), body.member_id.to_owned());
+    let (carried, who) = (Carried::new(&request), Who::of(&request));
+    // The answer may take minutes.
+    request.release_frame();
+    let answer = shard.coordinate(&group_id, move |coordinator, cx, token| {
         let body: JoinGroupRequest<'_> = carried.body();
         coordinator.handle(cx, &who.caller(), GroupRequest::JoinGroup(&body), token);
     });
@@ -31,7 +34,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         Answer::Failed(code) => JoinGroupResponse {
             error_code: code.code(),
             protocol_name: none(request.version),
-            member_id: body.member_id,
+            member_id: &member_id,
             ..JoinGroupResponse::default()
         },
         other => unreachable!("no answer to JoinGroup: {other:?}"),

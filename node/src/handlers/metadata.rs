@@ -1,8 +1,12 @@
 //! Metadata (key 3): nodes, topics, leaders. Creates topics on first use where that is allowed.
+//!
+//! Invariant: a topic is described once, however often it is named.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use flumen_core::coordinator::OFFSETS_TOPIC;
 use flumen_core::metadata::{Image, NewTopic, Topic, check_topic_name, is_internal_topic};
 use flumen_core::types::TopicId;
 use flumen_wire::ErrorCode;
@@ -18,11 +22,17 @@ use crate::shard::Shard;
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: MetadataRequest<'_> = request.body()?;
-    let asked = match &body.topics {
+    let mut named = HashSet::new();
+    let asked = match body.topics {
         // Version 0 has no null: an empty list stands for all.
         Some(topics) if request.version == 0 && topics.is_empty() => None,
-        other => other.as_deref(),
+        Some(mut topics) => {
+            topics.retain(|topic| named.insert((topic.name, topic.topic_id)));
+            Some(topics)
+        }
+        None => None,
     };
+    let asked = asked.as_deref();
     let refusals = match asked {
         Some(topics) if body.allow_auto_topic_creation || request.version < 4 => {
             create_missing(shard, topics).await
@@ -71,18 +81,21 @@ async fn image_for(shard: &Rc<Shard>, asked: Option<&[MetadataRequestTopic<'_>]>
     if asked.is_some_and(|asked| asked.iter().all(knows)) { image } else { shard.newest_image().await }
 }
 
-/// Creates the topics that are not there. Returns those that could not be created, and why.
+/// Creates the topics that are not there. Returns those that could not be created, by name, and why.
 async fn create_missing(shard: &Rc<Shard>, asked: &[MetadataRequestTopic<'_>]) -> Vec<(String, ErrorCode)> {
     if !shard.config().auto_create_topics_enable {
         return Vec::new();
     }
     let image = shard.image();
-    let mut missing: Vec<String> = asked
-        .iter()
-        .filter_map(|topic| topic.name)
-        .filter(|name| image.topic(name).is_none() && check_topic_name(name).is_ok())
-        .map(str::to_owned)
-        .collect();
+    let is_missing = |name: &&str| image.topic(name).is_none() && check_topic_name(name).is_ok();
+    let missing = asked.iter().filter_map(|topic| topic.name).filter(is_missing);
+    // Our own topics are not made as others are.
+    let (ours, missing): (Vec<&str>, Vec<&str>) = missing.partition(|name| is_internal_topic(name));
+    if ours.contains(&OFFSETS_TOPIC) {
+        // Where it fails, the topic is unknown still, and the client asks again.
+        let _ = shard.ensure_offsets_topic().await;
+    }
+    let mut missing: Vec<String> = missing.into_iter().map(str::to_owned).collect();
     missing.sort_unstable();
     missing.dedup();
     if missing.is_empty() {
@@ -125,11 +138,11 @@ fn look_up<'a>(
     if let Some(topic) = image.topic(name) {
         return describe(topic, Some(name));
     }
-    let refusal = refusals.iter().find(|(refused, _)| refused == name);
+    let refusal = refusals.binary_search_by(|(refused, _)| refused.as_str().cmp(name));
     let error = match refusal {
-        Some((_, error)) => *error,
-        None if check_topic_name(name).is_err() => ErrorCode::InvalidTopicException,
-        None => ErrorCode::UnknownTopicOrPartition,
+        Ok(at) => refusals[at].1,
+        Err(_) if check_topic_name(name).is_err() => ErrorCode::InvalidTopicException,
+        Err(_) => ErrorCode::UnknownTopicOrPartition,
     };
     unknown(error, asked)
 }

@@ -16,10 +16,13 @@ use crate::shard::Shard;
 /// The first version that tells the protocol.
 const PROTOCOL_VERSION: i16 = 5;
 
-pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
+pub(super) async fn handle(shard: &Rc<Shard>, mut request: Request) -> Result<Response, Refusal> {
     let body: SyncGroupRequest<'_> = request.body()?;
-    let (carried, who) = (Carried::new(request), Who::of(request));
-    let answer = shard.coordinate(body.group_id, move |coordinator, cx, token| {
+    let group_id = body.group_id.to_owned();
+    let (carried, who) = (Carried::new(&request), Who::of(&request));
+    // The answer may take minutes.
+    request.release_frame();
+    let answer = shard.coordinate(&group_id, move |coordinator, cx, token| {
         let body: SyncGroupRequest<'_> = carried.body();
         coordinator.handle(cx, &who.caller(), GroupRequest::SyncGroup(&body), token);
     });

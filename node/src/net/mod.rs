@@ -102,6 +102,8 @@ pub(crate) struct Net {
     events: RefCell<Vec<epoll::Event>>,
     counters: RefCell<NetCounters>,
     accepting: Cell<bool>,
+    /// The listener is watched: not while descriptors are short.
+    listening: Cell<bool>,
     now: Cell<Duration>,
     /// Response bytes of all connections that have not left.
     unsent_bytes: Cell<usize>,
@@ -138,6 +140,7 @@ impl Net {
             events: RefCell::new(Vec::with_capacity(EVENTS_PER_TURN)),
             counters: RefCell::default(),
             accepting: Cell::new(true),
+            listening: Cell::new(true),
             now: Cell::default(),
             unsent_bytes: Cell::default(),
             granted_bytes: Cell::default(),
@@ -254,9 +257,19 @@ impl Net {
         }
     }
 
+    /// Accepts again where that had to rest.
+    fn listen_again(&self) {
+        if self.accepting.get() && !self.listening.get() {
+            let data = epoll::EventData::new_u64(LISTENER);
+            let added = epoll::add(&self.epoll, &self.listener, data, epoll::EventFlags::IN);
+            self.listening.set(added.is_ok());
+        }
+    }
+
     /// Stops accepting and reading. Requests under way go on.
     pub(crate) fn stop_reading(&self) {
-        if self.accepting.replace(false) {
+        self.accepting.set(false);
+        if self.listening.replace(false) {
             // Deleting our own descriptor from our own epoll instance cannot fail.
             let _ = epoll::delete(&self.epoll, &self.listener);
         }
@@ -285,6 +298,7 @@ impl Net {
     /// memory, those of them that have stood still the longest. Called now and then.
     pub(crate) fn sweep(&self, now: Duration, requests: &impl Requests) {
         self.now.set(now);
+        self.listen_again();
         let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
         let mut unsent: usize = 0;
         let mut stuck = Vec::new();
@@ -323,6 +337,7 @@ impl Net {
         // peer hears of it now.
         let _ = rustix::net::shutdown(connection.fd(), rustix::net::Shutdown::Both);
         self.connections.borrow_mut().remove(connection.key.slot as usize);
+        self.listen_again();
     }
 
     fn connection(&self, key: ConnectionKey) -> Option<Rc<Connection>> {
@@ -360,6 +375,10 @@ impl Net {
                     let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
                     requests
                         .complain(nowhere, &format!("accept failed: {error}; raise the limit of open files"));
+                    // Ready all the time, it would keep the core busy.
+                    if self.listening.replace(false) {
+                        let _ = epoll::delete(&self.epoll, &self.listener);
+                    }
                     return;
                 }
             }

@@ -19,7 +19,7 @@
 //! - no timer runs but one per shard, and none while no group has a deadline.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -80,11 +80,18 @@ struct Seat {
     /// Who waits for the answer to each token.
     origins: RefCell<HashMap<Token, Origin>>,
     /// Calls that came while too much waited to be written.
-    waiting: RefCell<Vec<(Call, Origin)>>,
+    waiting: RefCell<VecDeque<(Call, Origin)>>,
     /// There may be something to write, or the seat is gone.
     work: Bell,
     /// The partition is not here any more, or the node stops: nothing new is taken.
     closed: Cell<bool>,
+}
+
+impl Seat {
+    /// Not too much waits to be written.
+    fn has_room(&self) -> bool {
+        self.coordinator.borrow().backlog_bytes() <= COORDINATOR_BACKLOG_BYTES_MAX
+    }
 }
 
 /// Why a seat's log could not be used.
@@ -218,6 +225,15 @@ impl Shard {
                 self.open_seat(id);
             }
         }
+        if let Some(topic) = topic
+            && before.topic_by_id(topic.id).is_none()
+            && !self.log_config(topic.id, &topic.name).cleanup_policy.compact
+        {
+            tracing::error!(
+                "{OFFSETS_TOPIC} is not compacted, and retention will delete what groups have committed: set its \
+                 cleanup.policy to compact"
+            );
+        }
         let deleted = before.topics().filter(|topic| next.topic_by_id(topic.id).is_none());
         let deleted: Vec<&str> = deleted.map(|topic| &*topic.name).collect();
         for seat in self.seats() {
@@ -279,14 +295,19 @@ impl Shard {
         let Some(seat) = seat.filter(|seat| !seat.closed.get()) else {
             return self.send_answer(origin, Answer::Failed(ErrorCode::NotCoordinator));
         };
-        if seat.coordinator.borrow().backlog_bytes() > COORDINATOR_BACKLOG_BYTES_MAX {
-            seat.waiting.borrow_mut().push((call, origin));
+        // Behind those that wait: of one connection, none overtakes another.
+        if !seat.has_room() || !seat.waiting.borrow().is_empty() {
+            seat.waiting.borrow_mut().push_back((call, origin));
             return;
         }
+        self.make_call(&seat, call, origin);
+    }
+
+    fn make_call(&self, seat: &Seat, call: Call, origin: Origin) {
         let token = Token(self.coordinators.next_token.get());
         self.coordinators.next_token.set(token.0 + 1);
         seat.origins.borrow_mut().insert(token, origin);
-        self.with_coordinator(&seat, |coordinator, cx| call(coordinator, cx, token));
+        self.with_coordinator(seat, |coordinator, cx| call(coordinator, cx, token));
     }
 
     /// Lets something happen to a coordinator, and sees to what comes of it.
@@ -386,7 +407,7 @@ impl Shard {
         let mut records = 0_u64;
         while next < offsets.high_watermark && !seat.closed.get() {
             let slices = match self.engine.read(slot, next, LOAD_BYTES, true) {
-                Ok(ReadOutcome::Cached(slices)) => Ok(slices),
+                Ok(ReadOutcome::Cached { slices, .. }) => Ok(slices),
                 Ok(ReadOutcome::Disk(read)) => self.engine.read_disk(read).await,
                 Ok(ReadOutcome::Empty) => break,
                 Err(error) => Err(error),
@@ -452,8 +473,10 @@ impl Shard {
             coordinator.committed(batch);
         }
         self.deliver(seat);
-        for (call, origin) in seat.waiting.take() {
-            self.take_call(seat.partition.partition, call, origin);
+        while seat.has_room() {
+            let next = seat.waiting.borrow_mut().pop_front();
+            let Some((call, origin)) = next else { break };
+            self.make_call(seat, call, origin);
         }
         self.net.flush(self);
         true

@@ -12,7 +12,7 @@
 //! which its high watermark cannot move.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -69,7 +69,7 @@ impl Future for Woken {
 }
 
 /// Who wants to know when a partition grows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Watch {
     pub(crate) shard: ShardId,
     pub(crate) fetch: u64,
@@ -88,7 +88,7 @@ pub(crate) struct Wait {
 pub(crate) struct Fetches {
     parked: RefCell<HashMap<u64, Rc<ParkedFetch>>>,
     next_key: Cell<u64>,
-    watches: RefCell<HashMap<Slot, Vec<Watch>>>,
+    watches: RefCell<HashMap<Slot, HashSet<Watch>>>,
 }
 
 /// One partition that a fetch reads.
@@ -114,7 +114,7 @@ pub(crate) struct PartitionRead<R> {
     pub(crate) diverging: Option<(i32, i64)>,
     pub(crate) records: Vec<R>,
     pub(crate) len: usize,
-    /// They come from disk, of which a part is read at a time: there is no more to wait for.
+    /// There is more than was read, as much as may be or a window of the disk: nothing to wait for.
     pub(crate) is_part: bool,
 }
 
@@ -183,7 +183,7 @@ impl Shard {
         }
     }
 
-    /// Partitions whose high watermark moved: whoever watches them looks again.
+    /// Partitions whose high watermark moved, or that are no longer served: whoever watches them looks again.
     pub(super) fn wake_watchers(&self, partitions: &[(Slot, PartitionId)]) {
         let mut remote: Vec<Vec<u64>> = Vec::new();
         for (slot, _) in partitions {
@@ -217,9 +217,9 @@ impl Shard {
         let mut watches = self.fetches.watches.borrow_mut();
         for partition in partitions {
             let Some(slot) = self.engine.partition(partition) else { continue };
-            if let Some(list) = watches.get_mut(&slot) {
-                list.retain(|left| *left != watch);
-                if list.is_empty() {
+            if let Some(left) = watches.get_mut(&slot) {
+                left.remove(&watch);
+                if left.is_empty() {
                     watches.remove(&slot);
                 }
             }
@@ -286,23 +286,30 @@ impl Shard {
         } else {
             let at_least_one = found == 0 && want.bytes_max > 0;
             match self.engine.read(slot, Offset(want.offset), bytes_max, at_least_one) {
-                Ok(ReadOutcome::Cached(slices)) => {
+                Ok(ReadOutcome::Cached { slices, is_part }) => {
                     read.len = slices.len();
+                    read.is_part = is_part && found + read.len > 0;
                     read.records = slices.into_vec();
                     self.watch(slot, found + read.len, wait);
                 }
                 Ok(ReadOutcome::Empty) => self.watch(slot, found, wait),
-                Ok(ReadOutcome::Disk(disk_read)) => match self.engine.read_disk(disk_read).await {
-                    Ok(slices) => {
-                        read.len = slices.len();
-                        read.records = slices.into_vec();
-                        read.is_part = read.len > 0;
+                // Nothing of it may be taken: then nothing is read, either.
+                Ok(ReadOutcome::Disk(_)) if bytes_max == 0 && !at_least_one => read.is_part = found > 0,
+                Ok(ReadOutcome::Disk(disk_read)) => {
+                    // Before the read, in which the high watermark may move: there may be no batch at the offset or after it.
+                    self.watch(slot, found, wait);
+                    match self.engine.read_disk(disk_read).await {
+                        Ok(slices) => {
+                            read.len = slices.len();
+                            read.records = slices.into_vec();
+                            read.is_part = read.len > 0;
+                        }
+                        Err(error) => {
+                            self.report_read_faults();
+                            read.error = error.error_code();
+                        }
                     }
-                    Err(error) => {
-                        self.report_read_faults();
-                        read.error = error.error_code();
-                    }
-                },
+                }
                 Err(error) => read.error = error.error_code(),
             }
         }
@@ -316,12 +323,8 @@ impl Shard {
     /// Leaves the watch of a fetch that waits, unless what it has found is enough.
     fn watch(&self, slot: Slot, found: usize, wait: Option<Wait>) {
         let Some(Wait { watch, .. }) = wait.filter(|wait| found < wait.bytes_min) else { return };
-        let mut watches = self.fetches.watches.borrow_mut();
-        let list = watches.entry(slot).or_default();
         // Woken for another partition, it looks again at those where it has left one.
-        if !list.contains(&watch) {
-            list.push(watch);
-        }
+        self.fetches.watches.borrow_mut().entry(slot).or_default().insert(watch);
     }
 
     /// Says which bytes on disk are not what was written, with file and position.

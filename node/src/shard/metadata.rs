@@ -24,6 +24,7 @@ use flumen_core::types::{PartitionId, ShardId, TopicId};
 use flumen_storage::metadata_log::{AppendError, MetadataLog};
 use flumen_wire::ErrorCode;
 use futures_util::lock::Mutex;
+use futures_util::stream::StreamExt;
 
 use super::Shard;
 use crate::disk::GlommioDisk;
@@ -31,6 +32,8 @@ use crate::startup::compaction_settings;
 
 /// Where the controller lives.
 pub(crate) const CONTROLLER: ShardId = ShardId(0);
+/// Partitions of a shard whose files are put away at the same time.
+const DELETIONS_AT_ONCE: usize = 64;
 
 /// The log of metadata records; taken while a decision is carried out. On shard 0 alone.
 pub(crate) type ControllerLog = Mutex<MetadataLog<GlommioDisk>>;
@@ -159,11 +162,12 @@ impl Shard {
     }
 
     async fn delete_partitions(&self, gone: Vec<PartitionId>) {
-        for partition in gone {
+        let delete = |partition: PartitionId| async move {
             if let Err(error) = self.engine.delete_partition(&partition).await {
                 tracing::error!(topic = %partition.topic, partition = partition.partition, "cannot be deleted: {error}");
             }
-        }
+        };
+        futures_util::stream::iter(gone).for_each_concurrent(DELETIONS_AT_ONCE, delete).await;
     }
 
     fn replace_image(&self, next: &Arc<Image>, settings: &Settings) {

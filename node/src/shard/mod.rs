@@ -22,7 +22,7 @@ mod metrics;
 pub(crate) mod produce;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
@@ -105,6 +105,8 @@ pub(crate) struct Shard {
     waiters: RefCell<slab::Slab<Waiter>>,
     pub(crate) producer_ids: ProducerIds,
     caller: ShardCaller,
+    /// Notes to shards whose mailbox was full.
+    late_notes: RefCell<HashMap<ShardId, VecDeque<Mail>>>,
     outgoing: Vec<Outgoing>,
     lender: Lender<Buffer>,
     complaints: Limit,
@@ -173,6 +175,7 @@ pub(crate) async fn run(
         waiters: RefCell::default(),
         producer_ids: ProducerIds::default(),
         caller,
+        late_notes: RefCell::default(),
         outgoing: (0..count).map(|_| Outgoing::default()).collect(),
         lender: Lender::new(LENT_MAX),
         complaints: Limit::new(COMPLAINTS_EVERY),
@@ -265,6 +268,7 @@ impl Shard {
         loop {
             runtime::sleep(SWEEP_INTERVAL).await;
             self.net.sweep(runtime::uptime(), &*self);
+            self.lender.collect();
             self.create_missing().await;
         }
     }
@@ -352,14 +356,30 @@ impl Shard {
         waiter.bell.ring();
     }
 
-    /// Sends a note to another shard, now or as soon as there is room.
+    /// Sends a note to another shard, now or as soon as there is room, behind those that wait for it.
     fn tell(&self, target: ShardId, mail: Mail) {
-        if let Err(full) = self.caller.try_tell(target, mail) {
-            let caller = self.caller.clone();
-            runtime::spawn("late note", async move {
-                // An error: that shard has ended, and nobody waits for the note.
-                let _ = caller.tell(target, full.0).await;
-            });
+        let mut late = self.late_notes.borrow_mut();
+        if let Some(waiting) = late.get_mut(&target) {
+            waiting.push_back(mail);
+        } else if let Err(full) = self.caller.try_tell(target, mail) {
+            late.insert(target, VecDeque::from([full.0]));
+            runtime::spawn("late notes", self.shared().send_late_notes(target));
+        }
+    }
+
+    async fn send_late_notes(self: Rc<Self>, target: ShardId) {
+        loop {
+            let next = {
+                let mut late = self.late_notes.borrow_mut();
+                let next = late.get_mut(&target).and_then(VecDeque::pop_front);
+                if next.is_none() {
+                    late.remove(&target);
+                }
+                next
+            };
+            let Some(mail) = next else { return };
+            // An error: that shard has ended, and nobody waits for the note.
+            let _ = self.caller.tell(target, mail).await;
         }
     }
 }

@@ -245,7 +245,7 @@ pub struct Slot {
 pub trait Sink<T> {
     /// Answers that may leave, in order per partition. The list is drained by the callee; what it leaves is dropped.
     fn settled(&self, answers: &mut Vec<(T, Result<(), ErrorCode>)>);
-    /// Partitions whose high watermark (or log start) has moved.
+    /// Partitions whose high watermark (or log start) has moved, or that are no longer served.
     fn advanced(&self, partitions: &[(Slot, PartitionId)]);
     /// There is room again after an [`AppendError::Full`].
     fn room(&self);
@@ -290,7 +290,12 @@ pub struct Offsets {
 #[derive(Debug)]
 pub enum ReadOutcome<B> {
     /// Whole batches, from the one that holds the offset.
-    Cached(Slices<B>),
+    Cached {
+        /// Their bytes.
+        slices: Slices<B>,
+        /// There are more than `bytes_max` lets through.
+        is_part: bool,
+    },
     /// It lies on disk: give it to `read_disk`.
     Disk(DiskRead),
     /// The offset is the high watermark: nothing yet.

@@ -105,8 +105,9 @@ pub(crate) struct Want {
     pub(crate) at_least_one: bool,
 }
 
-/// Whole batches from the one that holds the offset; the chunks must hold it.
-pub(crate) fn read<B: Buffer>(chunks: &VecDeque<Chunk<B>>, want: &Want) -> Slices<B> {
+/// Whole batches from the one that holds the offset; the chunks must hold it. Also whether it was `bytes_max` that ended
+/// them.
+pub(crate) fn read<B: Buffer>(chunks: &VecDeque<Chunk<B>>, want: &Want) -> (Slices<B>, bool) {
     let mut slices = Slices::default();
     let first = chunks.partition_point(|chunk| chunk.last_offset < want.offset);
     for chunk in chunks.range(first..) {
@@ -118,30 +119,42 @@ pub(crate) fn read<B: Buffer>(chunks: &VecDeque<Chunk<B>>, want: &Want) -> Slice
             chunk.push_range(0, chunk.len(), &mut slices);
             continue;
         }
-        if !read_batches(chunk, want, &mut slices) {
-            break;
+        match read_batches(chunk, want, &mut slices) {
+            Stop::AtTheEnd => {}
+            Stop::Below => break,
+            Stop::Full => return (slices, true),
         }
     }
-    slices
+    (slices, false)
 }
 
-/// Takes batches of one chunk, and says whether the next chunk is to be looked at.
-fn read_batches<B: Buffer>(chunk: &Chunk<B>, want: &Want, slices: &mut Slices<B>) -> bool {
+/// What ended a read of one chunk.
+enum Stop {
+    /// The chunk did: the next is to be looked at.
+    AtTheEnd,
+    /// `below` did.
+    Below,
+    /// `bytes_max` did.
+    Full,
+}
+
+/// Takes batches of one chunk.
+fn read_batches<B: Buffer>(chunk: &Chunk<B>, want: &Want, slices: &mut Slices<B>) -> Stop {
     let mut taken: Option<(usize, usize)> = None;
-    let mut more = true;
+    let mut stop = Stop::AtTheEnd;
     for (at, header) in chunk.headers() {
         if header.last_offset() < want.offset.0 {
             continue;
         }
         if header.last_offset() >= want.below.0 {
-            more = false;
+            stop = Stop::Below;
             break;
         }
         let end = at + header.size();
         let (start, _) = taken.unwrap_or((at, at));
         let first = taken.is_none() && slices.is_empty();
         if slices.len() + (end - start) > want.bytes_max && !(first && want.at_least_one) {
-            more = false;
+            stop = Stop::Full;
             break;
         }
         taken = Some((start, end));
@@ -149,7 +162,7 @@ fn read_batches<B: Buffer>(chunk: &Chunk<B>, want: &Want, slices: &mut Slices<B>
     if let Some((start, end)) = taken {
         chunk.push_range(start, end, slices);
     }
-    more
+    stop
 }
 
 /// A buffer that chunks are slices of.

@@ -583,6 +583,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         state.staged_batches -= batches;
         state.ready.append(&mut answers);
         state.went_offline.push((id, reason));
+        state.moved.push((slot, id));
         drop(guard);
         self.work.notify();
         self.progress.notify();

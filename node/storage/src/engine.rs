@@ -64,7 +64,7 @@ pub(crate) struct State<D: Disk, T> {
     pub(crate) bulk_wanted: VecDeque<crate::bulk::BulkWrite<D>>,
     /// Answers that wait for no group.
     pub(crate) ready: Vec<Answer<T>>,
-    /// Partitions whose high watermark moved without one.
+    /// Partitions whose high watermark moved without one, or that are no longer served.
     pub(crate) moved: Vec<(Slot, PartitionId)>,
     /// Partitions that went offline, and why, for the sink.
     pub(crate) went_offline: Vec<(PartitionId, Rc<str>)>,
@@ -498,7 +498,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         at_least_one: bool,
     ) -> Result<ReadOutcome<D::Buffer>, ReadError> {
         let mut state = self.state.borrow_mut();
-        let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
+        let Some(partition) = state.get(slot).filter(|partition| !partition.deleting) else {
+            return Err(ReadError::Gone);
+        };
         if partition.offline.is_some() {
             return Err(ReadError::Offline);
         }
@@ -512,9 +514,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let is_compacted = partition.compaction.cleaned.is_some_and(|cleaned| offset < cleaned);
         if !is_compacted && partition.chunks.front().is_some_and(|first| first.base_offset <= offset) {
             let want = Want { offset, below: partition.high_watermark, bytes_max, at_least_one };
-            let slices = cache::read(&partition.chunks, &want);
+            let (slices, is_part) = cache::read(&partition.chunks, &want);
             state.metrics.reads_cached += 1;
-            return Ok(ReadOutcome::Cached(slices));
+            return Ok(ReadOutcome::Cached { slices, is_part });
         }
         state.metrics.reads_disk += 1;
         Ok(ReadOutcome::Disk(DiskRead { slot, offset, bytes_max, at_least_one }))

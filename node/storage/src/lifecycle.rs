@@ -177,6 +177,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         partition.deleting = true;
         partition.held = None;
+        let id = partition.id;
         let gone = Err(ErrorCode::UnknownTopicOrPartition);
         let staged: Vec<_> = partition.staged.drain(..).collect();
         let bytes: usize = staged.iter().map(|staged| staged.bytes.len()).sum();
@@ -189,6 +190,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         state.staged_batches -= staged.len();
         answers.extend(staged.into_iter().map(|staged| (staged.token, gone)));
         state.ready.append(&mut answers);
+        state.moved.push((slot, id));
         state.mark_dirty(slot);
         drop(guard);
         self.work.notify();
@@ -331,20 +333,27 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         slot: Slot,
         timestamp: Timestamp,
     ) -> Result<Option<FoundRecord>, ReadError> {
-        for (view, max_timestamp) in self.views(slot)? {
-            // A segment's greatest timestamp is an upper bound.
-            if max_timestamp < timestamp.0 {
-                continue;
+        let mut from = Offset(0);
+        loop {
+            let Views { segments, end } = self.views(slot)?;
+            for (view, max_timestamp) in segments {
+                // A segment's greatest timestamp is an upper bound.
+                if max_timestamp < timestamp.0 || view.end_offset <= from {
+                    continue;
+                }
+                let from = self.log_start(slot)?.max(from);
+                match self.reader.offset_for_timestamp(&view, timestamp, from).await {
+                    Ok(Some(found)) => return Ok(Some(record(found))),
+                    Ok(None) => {}
+                    Err(error) => return Err(self.read_failed(slot, view.base_offset, error)),
+                }
             }
-            let from = self.log_start(slot)?;
-            let found = self.reader.offset_for_timestamp(&view, timestamp, from).await;
-            match found {
-                Ok(Some(found)) => return Ok(Some(record(found))),
-                Ok(None) => {}
-                Err(error) => return Err(self.read_failed(slot, view.base_offset, error)),
+            if !self.is_filled_past(slot, end)? {
+                return self.search_cache(slot, |at| at >= timestamp.0);
             }
+            // What lay in memory alone lies in a segment now.
+            from = end;
         }
-        self.search_cache(slot, |at| at >= timestamp.0, true)
     }
 
     /// The first record that has the greatest timestamp below the high watermark (KIP-734).
@@ -360,17 +369,25 @@ impl<D: Disk, T: 'static> Engine<D, T> {
 
     async fn find_max_timestamp(&self, slot: Slot) -> Result<Option<FoundRecord>, ReadError> {
         let mut best: Option<FoundRecord> = None;
-        for (view, max_timestamp) in self.views(slot)? {
-            if best.is_some_and(|(_, at, _)| at.0 >= max_timestamp) {
-                continue;
-            }
-            match self.reader.max_timestamp(&view).await {
-                Ok(Some(found)) if best.is_none_or(|(_, at, _)| found.timestamp > at) => {
-                    best = Some(record(found))
+        let mut from = Offset(0);
+        loop {
+            let Views { segments, end } = self.views(slot)?;
+            for (view, max_timestamp) in segments {
+                if best.is_some_and(|(_, at, _)| at.0 >= max_timestamp) || view.end_offset <= from {
+                    continue;
                 }
-                Ok(_) => {}
-                Err(error) => return Err(self.read_failed(slot, view.base_offset, error)),
+                match self.reader.max_timestamp(&view).await {
+                    Ok(Some(found)) if best.is_none_or(|(_, at, _)| found.timestamp > at) => {
+                        best = Some(record(found))
+                    }
+                    Ok(_) => {}
+                    Err(error) => return Err(self.read_failed(slot, view.base_offset, error)),
+                }
             }
+            if !self.is_filled_past(slot, end)? {
+                break;
+            }
+            from = end;
         }
         let floor = best.map_or(-1, |(_, at, _)| at.0);
         let cached = self.search_cache_max(slot, floor)?;
@@ -381,8 +398,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.state.borrow().get(slot).map(|partition| partition.log_start).ok_or(ReadError::Gone)
     }
 
-    /// Segments as they are on disk, oldest first, with their greatest timestamps.
-    fn views(&self, slot: Slot) -> Result<Vec<(SegmentView, i64)>, ReadError> {
+    /// Whether more than up to `end` lies in segments now.
+    fn is_filled_past(&self, slot: Slot, end: Offset) -> Result<bool, ReadError> {
+        self.state.borrow().get(slot).map(|partition| partition.filled.end > end).ok_or(ReadError::Gone)
+    }
+
+    /// What lies on disk.
+    fn views(&self, slot: Slot) -> Result<Views, ReadError> {
         let state = self.state.borrow();
         let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
         if partition.offline.is_some() {
@@ -391,7 +413,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let segments = partition.log.segments().iter().enumerate();
         let era = self.reader.era();
         let views = segments.map(|(at, segment)| (partition.view(at, era), segment.max_timestamp));
-        Ok(views.filter(|(view, _)| view.len > 0 && view.end_offset > partition.log_start).collect())
+        let is_of_use = |view: &SegmentView| view.len > 0 && view.end_offset > partition.log_start;
+        let segments = views.filter(|(view, _)| is_of_use(view)).collect();
+        Ok(Views { segments, end: partition.filled.end })
     }
 
     /// The first record in memory, past what is on disk, whose timestamp is accepted.
@@ -399,9 +423,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         &self,
         slot: Slot,
         accept: impl Fn(i64) -> bool,
-        skip_by_header: bool,
     ) -> Result<Option<FoundRecord>, ReadError> {
-        let batches = self.unfilled_batches(slot, |max| !skip_by_header || accept(max))?;
+        let batches = self.unfilled_batches(slot, &accept)?;
         for bytes in batches {
             let Some(Ok(batch)) = Batches::new(&bytes).next() else { return Err(ReadError::Corrupt) };
             let header = batch.header;
@@ -424,10 +447,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let below = partition.high_watermark;
             let unfilled = partition.chunks.iter().filter(|chunk| chunk.base_offset >= partition.filled.end);
             let headers = unfilled.flat_map(|chunk| chunk.headers().map(|(_, header)| header));
-            headers.filter(|header| header.last_offset() < below.0).map(|header| header.max_timestamp).max()
+            let readable = partition.log_start.0..below.0;
+            let readable = headers.filter(|header| readable.contains(&header.last_offset()));
+            readable.map(|header| header.max_timestamp).max()
         };
         match greatest {
-            Some(greatest) if greatest > floor => self.search_cache(slot, |at| at == greatest, true),
+            Some(greatest) if greatest > floor => self.search_cache(slot, |at| at == greatest),
             _ => Ok(None),
         }
     }
@@ -438,16 +463,17 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let state = self.state.borrow();
         let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
         let mut found = Vec::new();
+        let readable = partition.log_start.0..partition.high_watermark.0;
         for chunk in partition.chunks.iter().filter(|chunk| chunk.base_offset >= partition.filled.end) {
             for (_, header) in chunk.headers() {
-                if header.last_offset() < partition.high_watermark.0 && accept(header.max_timestamp) {
+                if readable.contains(&header.last_offset()) && accept(header.max_timestamp) {
                     let want = Want {
                         offset: Offset(header.base_offset),
                         below: partition.high_watermark,
                         bytes_max: 0,
                         at_least_one: true,
                     };
-                    found.push(cache::read(&partition.chunks, &want).to_vec());
+                    found.push(cache::read(&partition.chunks, &want).0.to_vec());
                     // The first that holds one is enough, unless its greatest timestamp is not what it seems.
                     if found.len() >= 4 {
                         return Ok(found);
@@ -457,6 +483,14 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         Ok(found)
     }
+}
+
+/// What of a partition lies on disk.
+struct Views {
+    /// Oldest first, with their greatest timestamps.
+    segments: Vec<(SegmentView, i64)>,
+    /// Where that ends.
+    end: Offset,
 }
 
 impl<D: Disk, T> Partition<D, T> {
@@ -471,7 +505,7 @@ impl<D: Disk, T> Partition<D, T> {
             bytes_max: read.bytes_max,
             at_least_one: read.at_least_one,
         };
-        cache::read(&self.chunks, &want)
+        cache::read(&self.chunks, &want).0
     }
 
     /// Whether a write or sync of bulk may be in flight though nobody waits for it any more.

@@ -52,7 +52,8 @@ pub(crate) fn run(path: &Path, out: &mut Out) -> Result<(), Failure> {
         verify_partition(partition, &mut tally)?;
     }
     verify_node_files(path, &mut tally)?;
-    if partitions.is_empty() && tally.journal_files == 0 && tally.metadata_files == 0 {
+    let is_of_a_node = tally.journal_files > 0 || tally.metadata_files > 0 || !tally.findings.is_empty();
+    if partitions.is_empty() && !is_of_a_node {
         return Err(Failure::usage(format!(
             "{}: no segments (*.log) in it or in the folders in it; give a data folder, the folder of a partition, or a .log file",
             path.display()

@@ -31,6 +31,8 @@ pub enum DecodeError {
     VarintTooLong,
     /// A string that is not UTF-8.
     NotUtf8,
+    /// A string of more than 32,767 bytes.
+    StringTooLong,
     /// A tagged field whose size is not that of its content.
     TagSizeMismatch,
     /// Arrays that would take more memory than a frame of this size may.
@@ -49,6 +51,7 @@ impl fmt::Display for DecodeError {
             DecodeError::UnexpectedNull => "a field that must not be null is null",
             DecodeError::VarintTooLong => "a variable-length integer does not end",
             DecodeError::NotUtf8 => "a string is not UTF-8",
+            DecodeError::StringTooLong => "a string is longer than 32767 bytes",
             DecodeError::TagSizeMismatch => "a tagged field is not as long as it says",
             DecodeError::TooLarge => "the message would take too much memory",
             DecodeError::UnsupportedVersion => "the version is not supported",
@@ -243,6 +246,10 @@ impl<'a> Reader<'a> {
             }
         };
         let Some(len) = len else { return Ok(None) };
+        // As Kafka's: what comes as a compact string may have to leave as one that is not.
+        if len > i16::MAX as usize {
+            return Err(DecodeError::StringTooLong);
+        }
         let bytes = self.take(len)?;
         std::str::from_utf8(bytes).map(Some).map_err(|_| DecodeError::NotUtf8)
     }
@@ -434,6 +441,17 @@ mod tests {
         assert_eq!(Reader::new(&[0xff, 0xff]).string(false), Err(DecodeError::UnexpectedNull));
         assert_eq!(Reader::new(&[0]).string(true), Err(DecodeError::UnexpectedNull));
         assert_eq!(Reader::new(&[2, 0xff]).string(true), Err(DecodeError::NotUtf8));
+    }
+
+    #[test]
+    fn compact_strings_are_as_long_as_others_at_most() {
+        // The varint of the length and one more.
+        let compact = |len: usize| {
+            let tail = [0x80 | (len + 1) as u8, 0x80 | ((len + 1) >> 7) as u8, ((len + 1) >> 14) as u8];
+            [&tail[..], &vec![b'x'; len]].concat()
+        };
+        assert_eq!(Reader::new(&compact(32_767)).string(true).map(str::len), Ok(32_767));
+        assert_eq!(Reader::new(&compact(32_768)).string(true), Err(DecodeError::StringTooLong));
     }
 
     #[test]

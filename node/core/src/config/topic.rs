@@ -21,17 +21,21 @@ pub const TOPIC_SETTINGS: &[Setting] = &[
     )
     .bounds(Bounds::OneOf(CLEANUP_POLICIES)),
     Setting::int("compression.gzip.level", "-1", "Level used when the broker itself compresses with gzip.")
-        .bounds(Bounds::BetweenOrMinusOne(1, 9)),
+        .bounds(Bounds::BetweenOrMinusOne(1, 9))
+        .ignored(),
     Setting::int("compression.lz4.level", "9", "Level used when the broker itself compresses with lz4.")
-        .bounds(Bounds::Between(1, 17)),
+        .bounds(Bounds::Between(1, 17))
+        .ignored(),
     Setting::string(
         "compression.type",
         "producer",
         "Codec in which batches are stored; 'producer' keeps each as it came.",
     )
-    .bounds(Bounds::OneOf(COMPRESSION_TYPES)),
+    .bounds(Bounds::OneOf(COMPRESSION_TYPES))
+    .ignored(),
     Setting::int("compression.zstd.level", "3", "Level used when the broker itself compresses with zstd.")
-        .bounds(Bounds::Between(-131_072, 22)),
+        .bounds(Bounds::Between(-131_072, 22))
+        .ignored(),
     Setting::long(
         "delete.retention.ms",
         "86400000",
@@ -179,7 +183,8 @@ pub const TOPIC_SETTINGS: &[Setting] = &[
         "0",
         "Random time taken off segment.ms, so that segments do not all roll at once.",
     )
-    .at_least(0),
+    .at_least(0)
+    .ignored(),
     Setting::long("segment.ms", "604800000", "Age at which a segment is closed even when it is not full.")
         .at_least(1),
     Setting::boolean(

@@ -2,11 +2,11 @@
 
 use flumen_wire::ErrorCode;
 
-use super::PARTITIONS_PER_REQUEST_MAX;
 use super::controller::{Controller, Decision, Draft, Refused};
 use super::placement::{check_assignment, new_partition, place};
 use super::record::Record;
 use super::topics::duplicates;
+use super::{PARTITIONS_PER_REQUEST_MAX, is_internal_topic};
 use crate::types::NodeId;
 
 /// How many partitions a topic is to have.
@@ -53,6 +53,12 @@ impl Controller<'_> {
     ) -> Result<Vec<Record>, Refused> {
         let topic =
             draft.image.topic(new.name).ok_or_else(|| Refused::bare(ErrorCode::UnknownTopicOrPartition))?;
+        if is_internal_topic(new.name) {
+            return Err(Refused::new(
+                ErrorCode::InvalidRequest,
+                "What this topic holds is spread over its partitions by their number: it cannot change.",
+            ));
+        }
         let present = topic.partitions.len();
         let count = usize::try_from(new.count).unwrap_or(0);
         let invalid = |text: String| Err(Refused::new(ErrorCode::InvalidPartitions, text));

@@ -32,6 +32,8 @@ pub(super) struct Work<D: Disk> {
     pub(super) settings: CompactionSettings,
     pub(super) pace: Pace<D>,
     pub(super) run: CompactionRun,
+    /// Some of what was cleaned could not be put in place.
+    pub(super) is_partial: bool,
 }
 
 impl<D: Disk, T: 'static> Engine<D, T> {
@@ -55,6 +57,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             pace: Pace::new(&self.disk, settings.io_bytes_per_second / shards),
             settings,
             run: CompactionRun::new(id, directory.to_string(), cleanable.first_dirty),
+            is_partial: false,
         };
         let outcome = self.make_pass(&mut work, cleanable).await;
         let mut state = self.state.borrow_mut();
@@ -114,6 +117,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             }
         }
         self.swap(work, waiting).await?;
+        if work.is_partial {
+            // Were it called clean, tombstones that were kept would go before what they delete.
+            return Err(Interrupted::Over);
+        }
         self.passed(work, pass.map.end())
     }
 

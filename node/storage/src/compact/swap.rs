@@ -117,7 +117,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
 
     /// From now on checkpoints say that the new segments are there. Returns the number of the last one that does not.
     /// Also checks that all that they replace is still in the log.
-    fn count_on(&self, work: &Work<D>, cleaned: &[Cleaned]) -> Result<u64, Interrupted> {
+    fn count_on(&self, work: &mut Work<D>, cleaned: &[Cleaned]) -> Result<u64, Interrupted> {
         let mut state = self.state.borrow_mut();
         let round = state.checkpoint_round;
         let now = self.disk.monotonic();
@@ -125,8 +125,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let mut log = partition.log.clone();
         for one in cleaned {
             // Retention may have taken some: these are removed in their turn.
-            if log.replace(one.end, one.segment).is_some() {
-                partition.compaction.swaps.push(Swap { end: one.end, segment: one.segment });
+            match log.replace(one.end, one.segment) {
+                Some(_) => partition.compaction.swaps.push(Swap { end: one.end, segment: one.segment }),
+                None => work.is_partial = true,
             }
         }
         let start = partition.log.log_start();

@@ -210,6 +210,8 @@ impl<D: Disk> SegmentReader<D> {
         fits: EpochFits<'_>,
     ) -> Result<Slices<D::Buffer>, SegmentError> {
         let mut start = start;
+        // A first batch that is larger is asked for below.
+        let window = window.min((want.bytes_max.saturating_add(2 * BLOCK)).next_multiple_of(BLOCK));
         let mut chunk = match held {
             Some(chunk) => {
                 self.count(|metrics| metrics.read_ahead_hits += 1);

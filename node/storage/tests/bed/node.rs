@@ -179,7 +179,7 @@ impl Node {
         let engine = self.engine(id);
         let Some(slot) = self.slot(id) else { return Err(ReadError::Gone) };
         match engine.read(slot, Offset(offset), bytes_max, true)? {
-            ReadOutcome::Cached(slices) => Ok(slices.to_vec()),
+            ReadOutcome::Cached { slices, .. } => Ok(slices.to_vec()),
             ReadOutcome::Disk(read) => Ok(engine.read_disk(read).await?.to_vec()),
             ReadOutcome::Empty => Ok(Vec::new()),
         }

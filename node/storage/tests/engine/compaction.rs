@@ -104,7 +104,7 @@ async fn consume(engine: &TestEngine, slot: Slot, from: i64, bytes_max: usize) -
     let (mut at, mut found) = (Offset(from), Vec::new());
     while at < end {
         let slices = match engine.read(slot, at, bytes_max, true).unwrap() {
-            ReadOutcome::Cached(slices) => slices,
+            ReadOutcome::Cached { slices, .. } => slices,
             ReadOutcome::Disk(read) => {
                 let read = engine.read_disk(read).await;
                 read.unwrap_or_else(|error| panic!("{error:?} at {at}: {:?}", engine.take_read_faults()))

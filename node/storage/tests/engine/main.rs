@@ -122,7 +122,7 @@ async fn read_all(engine: &TestEngine, slot: Slot) -> Vec<(i64, Vec<u8>)> {
     let mut found = Vec::new();
     while at < offsets.high_watermark {
         let slices = match engine.read(slot, at, 20_000, true).unwrap() {
-            ReadOutcome::Cached(slices) => slices,
+            ReadOutcome::Cached { slices, .. } => slices,
             ReadOutcome::Disk(read) => {
                 let read = engine.read_disk(read).await;
                 read.unwrap_or_else(|error| panic!("{error:?} at {at}: {:?}", engine.take_read_faults()))

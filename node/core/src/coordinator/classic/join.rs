@@ -174,7 +174,7 @@ impl ClassicGroup {
             }
         } else if !self.supports(request.protocol_type, names) {
             joining.refuse(fx, request.member_id, ErrorCode::InconsistentGroupProtocol);
-        } else if self.bytes + joining.bytes() > GROUP_MEMBERS_BYTES_MAX {
+        } else if self.bytes - self.bytes_of(request.member_id) + joining.bytes() > GROUP_MEMBERS_BYTES_MAX {
             // No record holds it; Kafka finds that out later, and says the same.
             joining.refuse(fx, request.member_id, ErrorCode::UnknownServerError);
         } else if request.member_id.is_empty() {

@@ -44,6 +44,10 @@ pub(in crate::coordinator) fn join_refused(member_id: &str, error: ErrorCode) ->
     })
 }
 
+fn bytes_of(protocols: &[Protocol]) -> usize {
+    protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum()
+}
+
 impl ClassicGroup {
     /// Whether all members speak one of these protocols.
     pub(super) fn supports<'p>(
@@ -108,8 +112,13 @@ impl ClassicGroup {
         fx.timers.cancel(&self.id, Timer::Session(member.id));
     }
 
+    /// What a member, if it is one, has added to the group.
+    pub(super) fn bytes_of(&self, member_id: &str) -> usize {
+        self.members.get(member_id).map_or(0, |member| member.name_bytes() + bytes_of(&member.protocols))
+    }
+
     fn count_protocols(&mut self, protocols: &[Protocol], present: bool) {
-        let bytes: usize = protocols.iter().map(|(name, metadata)| name.len() + metadata.len()).sum();
+        let bytes = bytes_of(protocols);
         self.bytes = if present { self.bytes + bytes } else { self.bytes - bytes };
         // A protocol that a member names twice counts once.
         let unique: BTreeMap<&Arc<str>, ()> = protocols.iter().map(|(name, _)| (name, ())).collect();

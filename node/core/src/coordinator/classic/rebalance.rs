@@ -154,7 +154,8 @@ impl ClassicGroup {
     /// What a member hears of the generation.
     pub(super) fn joined(&self, member_id: &Arc<str>, with_members: bool, skip_assignment: bool) -> Answer {
         let protocol = self.protocol.as_deref().unwrap_or_default();
-        let members = self.members.values().filter(|_| with_members).map(|member| JoinedMember {
+        let told = if with_members { usize::MAX } else { 0 };
+        let members = self.members.values().take(told).map(|member| JoinedMember {
             member_id: Arc::clone(&member.id),
             group_instance_id: member.group_instance_id.clone(),
             metadata: member.metadata(protocol),
@@ -187,9 +188,7 @@ impl ClassicGroup {
     /// then it may not know its id, and could never be heard of again.
     fn session_is_over(&mut self, fx: &mut Effects<'_>, member_id: &Arc<str>) {
         if self.pending.remove(member_id) {
-            if self.state == ClassicState::PreparingRebalance && self.all_have_joined() {
-                self.complete_join(fx);
-            }
+            self.complete_join_if_all_joined(fx);
             return;
         }
         let Some(member) = self.members.get(member_id) else { return };
@@ -208,8 +207,7 @@ impl ClassicGroup {
         match self.state {
             ClassicState::Empty => {}
             ClassicState::Stable | ClassicState::CompletingRebalance => self.rebalance(fx),
-            ClassicState::PreparingRebalance if self.all_have_joined() => self.complete_join(fx),
-            ClassicState::PreparingRebalance => {}
+            ClassicState::PreparingRebalance => self.complete_join_if_all_joined(fx),
         }
     }
 }
