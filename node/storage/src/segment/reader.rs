@@ -210,8 +210,6 @@ impl<D: Disk> SegmentReader<D> {
         fits: EpochFits<'_>,
     ) -> Result<Slices<D::Buffer>, SegmentError> {
         let mut start = start;
-        // A first batch that is larger is asked for below.
-        let window = window.min((want.bytes_max.saturating_add(2 * BLOCK)).next_multiple_of(BLOCK));
         let mut chunk = match held {
             Some(chunk) => {
                 self.count(|metrics| metrics.read_ahead_hits += 1);
@@ -356,6 +354,8 @@ impl<D: Disk> SegmentReader<D> {
             let Some(oldest) = holders.min_by_key(|stream| stream.used) else { break };
             total -= weight(oldest);
             oldest.chunk = None;
+            // It was read for nothing: the next time for less.
+            oldest.window = self.settings.window_min;
         }
     }
 
