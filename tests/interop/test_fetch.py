@@ -1,7 +1,10 @@
 """How long a fetch waits: for `min_bytes` over all its partitions, and not at all for what is there already."""
 
 import contextlib
+import struct
 import time
+
+import pytest
 
 from harness import wire
 
@@ -90,3 +93,26 @@ def test_answers_when_the_time_is_up(broker, topic):
         read = wire.read_fetch(connection.call(wire.FETCH, 4, body))
         assert time.monotonic() - began >= 0.3
         assert [len(records) for _, _, records in read.values()] == [0, len(BATCH)]
+
+
+@pytest.mark.flumen_only
+def test_does_not_wait_for_what_its_limits_keep_out(broker, topic):
+    """The limit of the partition ends inside of a batch, and below `min_bytes`: there is no more to wait for."""
+    with wire.Connection(broker.port) as connection:
+        make(connection, topic, 1)
+        append(connection, topic, 0, 10)
+        limit = 5 * len(BATCH) - 1
+        read = wire.fetch(
+            connection, topic, 0, max_wait_ms=FOR_EVER_MS, min_bytes=limit, partition_max_bytes=limit
+        )
+        assert len(read[2]) == 4 * len(BATCH)
+
+
+def test_hears_of_the_end_of_its_topic(broker, topic):
+    with wire.Connection(broker.port) as admin, wire.Connection(broker.port) as consumer:
+        make(admin, topic, 1)
+        consumer.send(wire.FETCH, 4, wire.fetch_body(topic, [(0, 0)], max_wait_ms=FOR_EVER_MS))
+        assert not is_answered(consumer, 0.2)
+        admin.call(wire.DELETE_TOPICS, 1, wire.array([wire.string(topic)]) + struct.pack(">i", 10_000))
+        assert is_answered(consumer, 10)
+        assert wire.read_fetch(consumer.receive()[1])[0][0] == wire.UNKNOWN_TOPIC_OR_PARTITION
