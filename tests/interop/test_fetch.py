@@ -1,6 +1,8 @@
-"""How long a fetch waits: for `min_bytes` over all its partitions, and not at all for what is there already."""
+"""How long a fetch waits: for `min_bytes` over all its partitions, and not at all for what is there already. And what
+it gives of a topic that has a codec of its own."""
 
 import contextlib
+import gzip
 import struct
 import time
 
@@ -116,3 +118,21 @@ def test_hears_of_the_end_of_its_topic(broker, topic):
         admin.call(wire.DELETE_TOPICS, 1, wire.array([wire.string(topic)]) + struct.pack(">i", 10_000))
         assert is_answered(consumer, 10)
         assert wire.read_fetch(consumer.receive()[1])[0][0] == wire.UNKNOWN_TOPIC_OR_PARTITION
+
+
+def test_a_topic_has_its_own_codec(broker, topic):
+    """`compression.type`: what comes in another is compressed again, as it was; what comes in this one stays."""
+    with wire.Connection(broker.port) as connection:
+        assert wire.create_topic(connection, topic, configs={"compression.type": "gzip"})[0] == wire.NONE
+        plain = wire.Batch([b"%d" % n * 100 for n in range(50)])
+        sent = plain.encode()
+        deadline = time.monotonic() + 10
+        while wire.produce(connection, [(topic, 0, sent)])[0][0] != wire.NONE:
+            assert time.monotonic() < deadline, "the topic is not served"
+        stored = wire.fetch(connection, topic, 0)[2]
+        assert len(stored) < len(sent) / 5
+        codec, records = stored[22] & 7, stored[61:]
+        assert (codec, gzip.decompress(records)) == (1, sent[61:])
+        again = wire.Batch([], records=records, count=50, last_offset_delta=49, attributes=1).encode()
+        assert wire.produce(connection, [(topic, 0, again)]) == [(wire.NONE, 50)]
+        assert wire.fetch(connection, topic, 50)[2][61:] == records

@@ -2,7 +2,7 @@
 //!
 //! The batches are checked here, on the shard of the connection, while their bytes are warm; offsets, sequences
 //! and durability are the engine's on the shard that owns the partition. Record bytes are neither copied nor
-//! encoded again on the way.
+//! encoded again on the way, unless the topic has a `compression.type` of its own and they come in another.
 
 use bytes::Bytes;
 use flumen_core::config::{LogConfig, TimestampType};
@@ -105,6 +105,8 @@ fn check(records: Bytes, config: &LogConfig, version: i16) -> Result<(BatchHeade
         batch_bytes_max: config.max_message_bytes as usize,
         zstd_allowed: version >= ZSTD_VERSION,
         keys_required: config.cleanup_policy.compact,
+        // What is compressed again is opened, and looked at.
+        open_compressed: config.compression_type.is_some(),
         ..CheckRules::default()
     };
     let checked = batch::check(&records, &rules).map_err(|error| Outcome {
@@ -115,15 +117,25 @@ fn check(records: Bytes, config: &LogConfig, version: i16) -> Result<(BatchHeade
         return Err(Outcome::error_because(ErrorCode::InvalidRequest, "transactions are not served"));
     }
     check_timestamps(&checked, config)?;
-    let mut header = checked.header;
-    if checked.max_timestamp == header.max_timestamp {
-        return Ok((header, records));
+    let codec = config.compression_type.filter(|codec| checked.header.compression() != Ok(*codec));
+    let is_timestamp_wrong = checked.max_timestamp != checked.header.max_timestamp;
+    if codec.is_none() && !is_timestamp_wrong {
+        return Ok((checked.header, records));
     }
-    // The producer's word on its highest timestamp is wrong: mended in a copy, as Kafka does.
-    let mut mended = records.to_vec();
-    batch::set_max_timestamp(&mut mended, checked.max_timestamp);
-    header.max_timestamp = checked.max_timestamp;
-    Ok((header, Bytes::from(mended)))
+    // Changed in a copy, as Kafka does: what the topic asks for, and the producer's word on its highest timestamp.
+    let refused = |error: BatchError| Outcome::error_because(error.error_code(), error.to_string());
+    let mut changed = match codec {
+        Some(codec) => batch::recompress(&records, codec, rules.decompressed_bytes_max).map_err(refused)?,
+        None => records.to_vec(),
+    };
+    if changed.len() > rules.batch_bytes_max {
+        return Err(refused(BatchError::TooLarge { size: changed.len(), max: rules.batch_bytes_max }));
+    }
+    if is_timestamp_wrong {
+        batch::set_max_timestamp(&mut changed, checked.max_timestamp);
+    }
+    let header = BatchHeader::parse(&changed).map_err(refused)?;
+    Ok((header, Bytes::from(changed)))
 }
 
 /// The index of each record that is why the batch is refused: clients say of those what is wrong, and of the others

@@ -30,7 +30,7 @@ pub use error::{BatchError, RecordFault};
 pub use filter::{Retained, emptied};
 pub use scan::{Batches, Headers, RawBatch, Record, RecordSet, Records};
 
-use crate::compression::Compression;
+use crate::compression::{self, Compression};
 use crate::crc::crc32c;
 use bytes::Buf;
 
@@ -43,6 +43,7 @@ pub const BATCH_LENGTH_MIN: i32 = (HEADER_LEN - PREFIX_LEN) as i32;
 /// The only format that is served.
 pub const MAGIC: i8 = 2;
 
+const LENGTH_AT: usize = 8;
 const LEADER_EPOCH_AT: usize = 12;
 const MAGIC_AT: usize = 16;
 const CRC_AT: usize = 17;
@@ -251,6 +252,29 @@ fn set_timestamp(batch: &mut [u8], kind: TimestampType, max_timestamp: i64) {
     batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());
     let crc = crc32c(&batch[CRC_FROM..]);
     batch[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
+}
+
+/// The same batch in another codec, with its CRC renewed. `batch` is exactly one batch; it is opened to at most
+/// `decompressed_bytes_max` bytes.
+pub fn recompress(
+    batch: &[u8],
+    codec: Compression,
+    decompressed_bytes_max: usize,
+) -> Result<Vec<u8>, BatchError> {
+    let header = BatchHeader::parse(batch)?;
+    let mut opened = Vec::new();
+    let from = header.compression().map_err(BatchError::UnknownCompression)?;
+    compression::decompress(from, &batch[HEADER_LEN..], decompressed_bytes_max, &mut opened)?;
+    let mut out = batch[..HEADER_LEN].to_vec();
+    compression::compress(codec, &opened, &mut out);
+    let length = i32::try_from(out.len() - PREFIX_LEN)
+        .map_err(|_| BatchError::TooLarge { size: out.len(), max: i32::MAX as usize })?;
+    out[LENGTH_AT..LENGTH_AT + 4].copy_from_slice(&length.to_be_bytes());
+    let attributes = header.attributes.0 & !COMPRESSION_BITS | i16::from(codec.id());
+    out[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
+    let crc = crc32c(&out[CRC_FROM..]);
+    out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -257,6 +257,27 @@ fn a_broker_changes_place_and_time_only() {
 }
 
 #[test]
+fn a_batch_in_another_codec_is_the_same_batch() {
+    for from in Compression::ALL {
+        let original = batch_of(from, 5);
+        let header = BatchHeader::parse(&original).unwrap();
+        let records = Batches::new(&original).next().unwrap().unwrap().records(1 << 20).unwrap();
+        for to in Compression::ALL {
+            let changed = recompress(&original, to, 1 << 20).unwrap();
+            assert!(crc_matches(&changed));
+            let raw = Batches::new(&changed).next().unwrap().unwrap();
+            assert_eq!((raw.header.compression(), raw.header.size()), (Ok(to), changed.len()));
+            assert_eq!(raw.records(1 << 20).unwrap().body, records.body, "{from} to {to}");
+            let same =
+                |header: BatchHeader| (header.last_offset(), header.max_timestamp, header.record_count);
+            assert_eq!(same(raw.header), same(header));
+        }
+    }
+    let small = recompress(&batch_of(Compression::Gzip, 5), Compression::None, 10);
+    assert!(matches!(small, Err(BatchError::Decompress(_))), "{small:?}");
+}
+
+#[test]
 fn sequences_wrap() {
     assert_eq!(sequence_after(0, 0), 0);
     assert_eq!(sequence_after(i32::MAX, 0), i32::MAX);

@@ -30,7 +30,7 @@ pub const BROKER_SETTINGS: &[Setting] = &[
     Setting::int("broker.session.timeout.ms", "9000", "Time without a heartbeat after which a broker counts as dead.").ignored(),
     Setting::int("compression.gzip.level", "-1", "Level used when the broker itself compresses with gzip.").bounds(Bounds::BetweenOrMinusOne(1, 9)).cluster_wide().ignored(),
     Setting::int("compression.lz4.level", "9", "Level used when the broker itself compresses with lz4.").bounds(Bounds::Between(1, 17)).cluster_wide().ignored(),
-    Setting::string("compression.type", "producer", "Codec in which batches are stored; 'producer' keeps each as it came.").bounds(Bounds::OneOf(COMPRESSION_TYPES)).cluster_wide().ignored(),
+    Setting::string("compression.type", "producer", "Codec in which batches are stored; 'producer' keeps each as it came.").bounds(Bounds::OneOf(COMPRESSION_TYPES)).cluster_wide(),
     Setting::int("compression.zstd.level", "3", "Level used when the broker itself compresses with zstd.").bounds(Bounds::Between(-131_072, 22)).cluster_wide().ignored(),
     Setting::int("connection.failed.authentication.delay.ms", "100", "Time until a connection that failed to authenticate is closed.").at_least(0).ignored(),
     Setting::long("connections.max.idle.ms", "600000", "Time without a request after which a connection is closed."),

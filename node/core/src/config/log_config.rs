@@ -2,6 +2,7 @@
 
 use super::resolve::Values;
 use super::setting::{list_items, parse_boolean};
+use flumen_wire::compression::Compression;
 
 /// What becomes of old segments. Neither: they are kept for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,30 +22,14 @@ pub enum TimestampType {
     LogAppendTime,
 }
 
-/// The codec in which batches are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CompressionType {
-    /// As the producer sent them.
-    Producer,
-    /// Uncompressed.
-    Uncompressed,
-    /// gzip, at this level (-1 is the codec's own default).
-    Gzip(i32),
-    /// Snappy.
-    Snappy,
-    /// LZ4, at this level.
-    Lz4(i32),
-    /// Zstandard, at this level.
-    Zstd(i32),
-}
-
 /// All that a log needs to know of its topic's settings. Times in milliseconds, sizes in bytes; names are
 /// the settings'.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct LogConfig {
     pub cleanup_policy: CleanupPolicy,
-    pub compression_type: CompressionType,
+    /// The codec in which batches are stored; `None`: as they come.
+    pub compression_type: Option<Compression>,
     pub delete_retention_ms: i64,
     pub file_delete_delay_ms: i64,
     /// Records after which the log is synced; 1 is durable before acknowledged.
@@ -141,14 +126,10 @@ fn cleanup_policy(value: &str) -> CleanupPolicy {
     CleanupPolicy { delete: has("delete"), compact: has("compact") }
 }
 
-fn compression_type(values: &impl Values) -> CompressionType {
-    let level = |name| i32::try_from(values.long(name)).unwrap_or(-1);
+fn compression_type(values: &impl Values) -> Option<Compression> {
     match values.text("compression.type").as_ref() {
-        "uncompressed" => CompressionType::Uncompressed,
-        "gzip" => CompressionType::Gzip(level("compression.gzip.level")),
-        "snappy" => CompressionType::Snappy,
-        "lz4" => CompressionType::Lz4(level("compression.lz4.level")),
-        "zstd" => CompressionType::Zstd(level("compression.zstd.level")),
-        _ => CompressionType::Producer,
+        "uncompressed" => Some(Compression::None),
+        // `producer` is the name of no codec.
+        name => Compression::from_name(name),
     }
 }

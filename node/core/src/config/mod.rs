@@ -32,7 +32,7 @@ pub use broker::BROKER_SETTINGS;
 pub use broker_config::BrokerConfig;
 pub use group::{ConsumerGroupConfig, GROUP_SETTINGS};
 pub use group_config::GroupConfig;
-pub use log_config::{CleanupPolicy, CompressionType, LogConfig, TimestampType};
+pub use log_config::{CleanupPolicy, LogConfig, TimestampType};
 pub use resolve::{ConfigSource, Described, Overrides, Settings, StaticSettings, Synonym};
 pub use setting::{Bounds, Kind, Setting, Update, list_items};
 pub use size::{SizeError, parse_size};

@@ -31,8 +31,7 @@ pub const TOPIC_SETTINGS: &[Setting] = &[
         "producer",
         "Codec in which batches are stored; 'producer' keeps each as it came.",
     )
-    .bounds(Bounds::OneOf(COMPRESSION_TYPES))
-    .ignored(),
+    .bounds(Bounds::OneOf(COMPRESSION_TYPES)),
     Setting::int("compression.zstd.level", "3", "Level used when the broker itself compresses with zstd.")
         .bounds(Bounds::Between(-131_072, 22))
         .ignored(),
