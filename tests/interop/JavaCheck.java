@@ -16,16 +16,20 @@ import org.apache.kafka.clients.admin.NewPartitions;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.admin.RecordsToDelete;
+import org.apache.kafka.clients.admin.RemoveMembersFromConsumerGroupOptions;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.clients.consumer.OffsetOutOfRangeException;
+import org.apache.kafka.clients.consumer.SubscriptionPattern;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.clients.producer.RecordMetadata;
 import org.apache.kafka.common.GroupState;
 import org.apache.kafka.common.GroupType;
+import org.apache.kafka.common.TopicCollection;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.Uuid;
 import org.apache.kafka.common.config.ConfigResource;
 import org.apache.kafka.common.errors.GroupIdNotFoundException;
 import org.apache.kafka.common.errors.GroupNotEmptyException;
@@ -35,6 +39,7 @@ import org.apache.kafka.common.errors.InvalidTopicException;
 import org.apache.kafka.common.errors.InvalidConfigurationException;
 import org.apache.kafka.common.errors.RecordTooLargeException;
 import org.apache.kafka.common.errors.TopicExistsException;
+import org.apache.kafka.common.errors.UnknownTopicIdException;
 import org.apache.kafka.common.errors.UnknownTopicOrPartitionException;
 import org.apache.kafka.common.header.internals.RecordHeader;
 import org.apache.kafka.common.serialization.ByteArrayDeserializer;
@@ -76,6 +81,7 @@ public class JavaCheck {
             case "positions_classic" -> check.positions("classic");
             case "positions_consumer" -> check.positions("consumer");
             case "group_admin" -> check.groupAdmin();
+            case "pattern" -> check.pattern();
             default -> throw new IllegalArgumentException(arguments[2]);
         }
         System.out.println("passed");
@@ -256,6 +262,23 @@ public class JavaCheck {
         sendAll(topic, List.of(new byte[1000]), Map.of());
     }
 
+    /** Topics by an expression that the broker resolves (KIP-848); and an operator removes a member. */
+    void pattern() throws Exception {
+        String topic = prefix + "-pattern";
+        create(topic + "-a", 2, Map.of());
+        create(topic + "-b", 1, Map.of());
+        sendAll(topic + "-a", List.of(bytes("a")), Map.of());
+        sendAll(topic + "-b", List.of(bytes("b")), Map.of());
+        String group = prefix + "-pattern-group";
+        var settings = Map.of("group.id", group, "group.protocol", "consumer", "auto.offset.reset", "earliest");
+        try (var admin = admin(); var consumer = consumer(settings)) {
+            consumer.subscribe(new SubscriptionPattern(topic + "-[ab]"));
+            equal(2, poll(consumer, 2).size());
+            equal(3, consumer.assignment().size());
+            admin.removeMembersFromConsumerGroup(group, new RemoveMembersFromConsumerGroupOptions()).all().get();
+        }
+    }
+
     // -- administration ------------------------------------------------------------------------
 
     void topics() throws Exception {
@@ -267,6 +290,10 @@ public class JavaCheck {
             equal(3, described.partitions().size());
             equal(1, described.partitions().get(0).isr().size());
             var id = described.topicId();
+            var byId = admin.describeTopics(TopicCollection.ofTopicIds(List.of(id))).allTopicIds().get().get(id);
+            equal(topic, byId.name());
+            fails(UnknownTopicIdException.class,
+                admin.describeTopics(TopicCollection.ofTopicIds(List.of(Uuid.randomUuid()))).allTopicIds());
             admin.createPartitions(Map.of(topic, NewPartitions.increaseTo(6))).all().get();
             sendAll(topic, List.of(bytes("a")), Map.of());
             described = admin.describeTopics(List.of(topic)).allTopicNames().get().get(topic);

@@ -9,7 +9,7 @@ from harness import places
 CHECKS = [
     "codecs", "acks", "order", "records", "offsets", "reset", "long_poll", "large", "limits",
     "topics", "topic_errors", "configs", "cluster", "delete_records", "producers",
-    "positions_classic", "positions_consumer", "group_admin",
+    "positions_classic", "positions_consumer", "group_admin", "pattern",
 ]  # fmt: skip
 
 

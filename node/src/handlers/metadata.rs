@@ -1,6 +1,7 @@
 //! Metadata (key 3): nodes, topics, leaders. Creates topics on first use where that is allowed.
 //!
-//! Invariant: a topic is described once, however often it is named.
+//! Invariants: a topic is described once, however often it is named; where there is an id, a name beside it says nothing
+//! (the Java client sends an empty one).
 
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -20,6 +21,9 @@ use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
 
+/// The first version that asks by id.
+const ID_VERSION: i16 = 12;
+
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: MetadataRequest<'_> = request.body()?;
     let mut named = HashSet::new();
@@ -27,6 +31,11 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         // Version 0 has no null: an empty list stands for all.
         Some(topics) if request.version == 0 && topics.is_empty() => None,
         Some(mut topics) => {
+            let has_id =
+                |topic: &MetadataRequestTopic<'_>| request.version >= ID_VERSION && topic.topic_id != [0; 16];
+            for topic in topics.iter_mut().filter(|topic| has_id(topic)) {
+                topic.name = None;
+            }
             topics.retain(|topic| named.insert((topic.name, topic.topic_id)));
             Some(topics)
         }

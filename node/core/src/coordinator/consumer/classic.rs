@@ -171,8 +171,8 @@ impl ConsumerGroup {
         Ok(Decision { records: Vec::new(), answer, timers })
     }
 
-    /// Decides on a LeaveGroup: of members that speak the classic protocol, or of static ones whose name an operator
-    /// says. A code for each.
+    /// Decides on a LeaveGroup: of members that speak the classic protocol, or of any that an operator names. A code for
+    /// each.
     pub fn classic_leave(
         &self,
         context: &Context<'_>,
@@ -191,11 +191,7 @@ impl ConsumerGroup {
             Some(instance_id) if leaving.member_id.is_empty() => {
                 self.static_members.get(instance_id).map(AsRef::as_ref).ok_or(ErrorCode::UnknownMemberId)
             }
-            instance_id => {
-                let (id, member) = self.known_member(leaving.member_id, instance_id)?;
-                member.metadata.classic.as_ref().ok_or(ErrorCode::UnknownMemberId)?;
-                Ok(id)
-            }
+            instance_id => self.known_member(leaving.member_id, instance_id).map(|(id, _)| &**id),
         }
     }
 
