@@ -35,6 +35,8 @@ DUPLICATE_SEQUENCE_NUMBER = 46
 INVALID_PRODUCER_EPOCH = 47
 KAFKA_STORAGE_ERROR = 56
 INVALID_RECORD = 87
+# A kind of resource that has settings.
+TOPIC = 2
 
 
 def string(text: str | None) -> bytes:
@@ -295,12 +297,30 @@ def create_topic(
 
 def alter_topic(connection: Connection, topic: str, settings: dict[str, str]) -> int:
     """IncrementalAlterConfigs v0, each setting set; returns the error code."""
-    topic_resource, set_value = b"\2", b"\0"
+    topic_resource, set_value = bytes([TOPIC]), b"\0"
     changes = [string(name) + set_value + string(value) for name, value in settings.items()]
     body = array([topic_resource + string(topic) + array(changes)]) + b"\0"
     reader = connection.call(INCREMENTAL_ALTER_CONFIGS, 0, body)
     reader.take("i"), reader.take("i")
     return reader.take("h")
+
+
+def describe_configs(
+    connection: Connection, kind: int, name: str
+) -> dict[str, tuple[str | None, int, list[tuple[str | None, str | None, int]]]]:
+    """DescribeConfigs v1, every setting of one resource: value, source, what lies behind."""
+    body = array([struct.pack(">b", kind) + string(name) + struct.pack(">i", -1)]) + b"\1"
+    answer = connection.call(DESCRIBE_CONFIGS, 1, body)
+    answer.take("i")
+    assert answer.take("i") == 1
+    assert answer.take("h") == NONE
+    answer.string(), answer.take("b"), answer.string()
+    found = {}
+    for _ in range(answer.take("i")):
+        setting, value, _, source, _ = answer.string(), answer.string(), answer.take("b"), answer.take("b"), answer.take("b")
+        behind = [(answer.string(), answer.string(), answer.take("b")) for _ in range(answer.take("i"))]
+        found[setting] = value, source, behind
+    return found
 
 
 def create_served_topic(

@@ -15,15 +15,6 @@ FOR_EVER_MS = 600_000
 BATCH = wire.Batch([b"x" * 900]).encode()
 
 
-def make(connection, topic, partitions):
-    assert wire.create_topic(connection, topic, partitions)[0] == wire.NONE
-    deadline = time.monotonic() + 10
-    for partition in range(partitions):
-        while wire.fetch(connection, topic, 0, partition, max_wait_ms=0, min_bytes=0)[0] != wire.NONE:
-            assert time.monotonic() < deadline, "the topic is not served"
-            time.sleep(0.05)
-
-
 def append(connection, topic, partition, count=1):
     for _ in range(count):
         assert wire.produce(connection, [(topic, partition, BATCH)])[0][0] == wire.NONE
@@ -40,7 +31,7 @@ def is_answered(connection, within_s) -> bool:
 def test_waits_for_min_bytes_of_one_partition(broker, topic):
     """Also where some bytes are there when it begins: those that follow are noticed."""
     with wire.Connection(broker.port) as producer, wire.Connection(broker.port) as consumer:
-        make(producer, topic, 1)
+        wire.create_served_topic(producer, topic, 1)
         append(producer, topic, 0)
         body = wire.fetch_body(topic, [(0, 0)], max_wait_ms=FOR_EVER_MS, min_bytes=3 * len(BATCH))
         consumer.send(wire.FETCH, 4, body)
@@ -56,7 +47,7 @@ def test_waits_for_min_bytes_of_all_partitions_together(broker, topic):
     """Of many, that lie on all shards, whichever gets the bytes."""
     partitions = 16
     with wire.Connection(broker.port) as producer, wire.Connection(broker.port) as consumer:
-        make(producer, topic, partitions)
+        wire.create_served_topic(producer, topic, partitions)
         wanted = [(partition, 0) for partition in range(partitions)]
         body = wire.fetch_body(topic, wanted, max_wait_ms=FOR_EVER_MS, min_bytes=2 * partitions * len(BATCH))
         consumer.send(wire.FETCH, 4, body)
@@ -73,7 +64,7 @@ def test_does_not_wait_for_what_lies_on_disk(own_broker, topic):
     """However little of it is read at a time: what `min_bytes` asks for is there."""
     broker = own_broker()
     with wire.Connection(broker.port) as producer:
-        make(producer, topic, 1)
+        wire.create_served_topic(producer, topic, 1)
         append(producer, topic, 0, 500)
     assert broker.stop() == 0
     broker.start()
@@ -88,7 +79,7 @@ def test_does_not_wait_for_what_lies_on_disk(own_broker, topic):
 def test_answers_when_the_time_is_up(broker, topic):
     """With what there is."""
     with wire.Connection(broker.port) as connection:
-        make(connection, topic, 2)
+        wire.create_served_topic(connection, topic, 2)
         append(connection, topic, 1)
         began = time.monotonic()
         body = wire.fetch_body(topic, [(0, 0), (1, 0)], max_wait_ms=300, min_bytes=2 * len(BATCH))
@@ -101,7 +92,7 @@ def test_answers_when_the_time_is_up(broker, topic):
 def test_does_not_wait_for_what_its_limits_keep_out(broker, topic):
     """The limit of the partition ends inside of a batch, and below `min_bytes`: there is no more to wait for."""
     with wire.Connection(broker.port) as connection:
-        make(connection, topic, 1)
+        wire.create_served_topic(connection, topic, 1)
         append(connection, topic, 0, 10)
         limit = 5 * len(BATCH) - 1
         read = wire.fetch(
@@ -112,7 +103,7 @@ def test_does_not_wait_for_what_its_limits_keep_out(broker, topic):
 
 def test_hears_of_the_end_of_its_topic(broker, topic):
     with wire.Connection(broker.port) as admin, wire.Connection(broker.port) as consumer:
-        make(admin, topic, 1)
+        wire.create_served_topic(admin, topic, 1)
         consumer.send(wire.FETCH, 4, wire.fetch_body(topic, [(0, 0)], max_wait_ms=FOR_EVER_MS))
         assert not is_answered(consumer, 0.2)
         admin.call(wire.DELETE_TOPICS, 1, wire.array([wire.string(topic)]) + struct.pack(">i", 10_000))
@@ -123,12 +114,10 @@ def test_hears_of_the_end_of_its_topic(broker, topic):
 def test_a_topic_has_its_own_codec(broker, topic):
     """`compression.type`: what comes in another is compressed again, as it was; what comes in this one stays."""
     with wire.Connection(broker.port) as connection:
-        assert wire.create_topic(connection, topic, configs={"compression.type": "gzip"})[0] == wire.NONE
+        wire.create_served_topic(connection, topic, configs={"compression.type": "gzip"})
         plain = wire.Batch([b"%d" % n * 100 for n in range(50)])
         sent = plain.encode()
-        deadline = time.monotonic() + 10
-        while wire.produce(connection, [(topic, 0, sent)])[0][0] != wire.NONE:
-            assert time.monotonic() < deadline, "the topic is not served"
+        assert wire.produce(connection, [(topic, 0, sent)]) == [(wire.NONE, 0)]
         stored = wire.fetch(connection, topic, 0)[2]
         assert len(stored) < len(sent) / 5
         codec, records = stored[22] & 7, stored[61:]

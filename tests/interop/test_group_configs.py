@@ -30,20 +30,9 @@ def alter(connection, group, **settings) -> tuple[int, str | None]:
 
 
 def described(connection, group) -> dict[str, tuple[str, int, list[tuple[str, str, int]]]]:
-    """DescribeConfigs v1, those of the consumer protocol: value, source, what lies behind."""
-    body = array([struct.pack(">b", GROUP) + string(group) + struct.pack(">i", -1)]) + b"\1"
-    answer = connection.call(wire.DESCRIBE_CONFIGS, 1, body)
-    answer.take("i")
-    assert answer.take("i") == 1
-    assert answer.take("h") == wire.NONE
-    answer.string(), answer.take("b"), answer.string()
-    found = {}
-    for _ in range(answer.take("i")):
-        name, value, _, source, _ = answer.string(), answer.string(), answer.take("b"), answer.take("b"), answer.take("b")
-        behind = [(answer.string(), answer.string(), answer.take("b")) for _ in range(answer.take("i"))]
-        if name.startswith("consumer."):
-            found[name] = value, source, behind
-    return found
+    """The settings of the consumer protocol: value, source, what lies behind."""
+    found = wire.describe_configs(connection, GROUP, group)
+    return {name: said for name, said in found.items() if name.startswith("consumer.")}
 
 
 @pytest.fixture

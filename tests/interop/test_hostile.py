@@ -407,7 +407,7 @@ def test_clients_that_never_read(own_broker):
     """Fifty clients ask for 400 MiB each and read nothing. They alone wait."""
     broker = own_broker()
     with wire.Connection(broker.port) as connection:
-        make(connection, "never-read")
+        wire.create_served_topic(connection, "never-read", timeout_s=10)
         fill(connection, "never-read", 32)
         with undisturbed(broker, 256 * MIB), contextlib.ExitStack() as held:
             for _ in range(50):
@@ -486,19 +486,11 @@ def test_producers_faster_than_the_disk(own_broker):
         assert wire.produce(connection, [("flood", 0, wire.Batch([b"after"]).encode())])[0][0] == wire.NONE
 
 
-def make(connection, topic):
-    assert wire.create_topic(connection, topic)[0] == wire.NONE
-    deadline = time.monotonic() + 10
-    while wire.fetch(connection, topic, 0, max_wait_ms=0, min_bytes=0)[0] != wire.NONE:
-        assert time.monotonic() < deadline, "the topic is not served"
-        time.sleep(0.05)
-
-
 def test_slow_reader(own_broker):
     """A reader that takes its answer in small bites gets it whole, and others do not wait for it."""
     broker = own_broker()
     with wire.Connection(broker.port) as connection, wire.Connection(broker.port, receive_buffer=4096) as slow:
-        make(connection, "slow-reader")
+        wire.create_served_topic(connection, "slow-reader", timeout_s=10)
         fill(connection, "slow-reader", 8)
         slow.send(wire.FETCH, 4, wire.fetch_body("slow-reader", [(0, 0)], partition_max_bytes=8 * MIB))
         (length,) = struct.unpack(">i", slow.socket.recv(4, 0x100))  # MSG_WAITALL

@@ -16,11 +16,7 @@ def connection(broker):
 @pytest.fixture
 def send(connection, topic):
     """`send(sequence, count, epoch)` of one new producer to partition 0: `(error code, base offset)`."""
-    assert wire.create_topic(connection, topic)[0] == wire.NONE
-    deadline = time.monotonic() + 10
-    while wire.fetch(connection, topic, 0, max_wait_ms=0, min_bytes=0)[0] != wire.NONE:
-        assert time.monotonic() < deadline, "the topic is not served"
-        time.sleep(0.05)
+    wire.create_served_topic(connection, topic, timeout_s=10)
     code, producer_id, first_epoch = wire.init_producer_id(connection)
     assert (code, first_epoch) == (wire.NONE, 0)
 

@@ -79,16 +79,31 @@ def test_clean_stop(own_broker, how):
         assert wire.fetch(connection, "stopped", 0)[:2] == (wire.NONE, 50)
 
 
-def topic_error(connection, topic) -> int:
-    """What Metadata says of a topic."""
-    body = wire.array([wire.string(topic)]) + struct.pack(">b", 0)
+def described(connection, names, create: bool = True) -> list[tuple[int, str, bool, int]]:
+    """Metadata of topics, which it may create: error, name, internal or not, number of partitions."""
+    body = wire.array([wire.string(name) for name in names]) + struct.pack(">?", create)
     answer = connection.call(wire.METADATA, 4, body)
     answer.take("i")
     for _ in range(answer.take("i")):
         answer.take("i"), answer.string(), answer.take("i"), answer.string()
     answer.string(), answer.take("i")
-    assert answer.take("i") == 1
-    return answer.take("h")
+    out = []
+    for _ in range(answer.take("i")):
+        code, name, internal = answer.take("h"), answer.string(), answer.take("b") != 0
+        partitions = answer.take("i")
+        for _ in range(partitions):
+            answer.take("h"), answer.take("i"), answer.take("i")
+            for _ in range(2):
+                for _ in range(answer.take("i")):
+                    answer.take("i")
+        out.append((code, name, internal, partitions))
+    return out
+
+
+def topic_error(connection, topic) -> int:
+    """What Metadata says of a topic."""
+    ((code, *_),) = described(connection, [topic], create=False)
+    return code
 
 
 def test_what_one_shard_shows_every_shard_knows(own_broker):
@@ -115,26 +130,6 @@ def test_what_one_shard_shows_every_shard_knows(own_broker):
             assert {code for code, _, _ in read.values()} == {wire.NONE}, name
 
 
-def described(connection, names) -> list[tuple[int, str, bool, int]]:
-    """Metadata of topics, which it may create: error, name, internal or not, number of partitions."""
-    answer = connection.call(wire.METADATA, 4, wire.array([wire.string(name) for name in names]) + b"\1")
-    answer.take("i")
-    for _ in range(answer.take("i")):
-        answer.take("i"), answer.string(), answer.take("i"), answer.string()
-    answer.string(), answer.take("i")
-    out = []
-    for _ in range(answer.take("i")):
-        code, name, internal = answer.take("h"), answer.string(), answer.take("b") != 0
-        partitions = answer.take("i")
-        for _ in range(partitions):
-            answer.take("h"), answer.take("i"), answer.take("i")
-            for _ in range(2):
-                for _ in range(answer.take("i")):
-                    answer.take("i")
-        out.append((code, name, internal, partitions))
-    return out
-
-
 def test_a_topic_that_is_named_often_is_described_once(own_broker):
     """However often: what is asked for with few bytes must not take much memory."""
     broker = own_broker()
@@ -151,20 +146,8 @@ def test_the_topic_of_offsets_is_made_as_it_must_be_whoever_asks_first(own_broke
     offsets = "__consumer_offsets"
     with wire.Connection(broker.port) as connection:
         assert described(connection, [offsets]) == [(wire.NONE, offsets, True, 50)]
-        topic, every_setting = b"\2", struct.pack(">i", -1)
-        body = wire.array([topic + wire.string(offsets) + every_setting]) + b"\0"
-        answer = connection.call(wire.DESCRIBE_CONFIGS, 1, body)
-        answer.take("i"), answer.take("i")
-        assert answer.take("h") == wire.NONE
-        answer.string(), answer.take("b"), answer.string()
-        settings = {}
-        for _ in range(answer.take("i")):
-            name = answer.string()
-            settings[name] = answer.string()
-            answer.take("b"), answer.take("b"), answer.take("b")
-            for _ in range(answer.take("i")):
-                answer.string(), answer.string(), answer.take("b")
-        assert settings["cleanup.policy"] == "compact"
+        settings = wire.describe_configs(connection, wire.TOPIC, offsets)
+        assert settings["cleanup.policy"][0] == "compact"
         # Its partitions stay as many: a group's is found by their number.
         more = wire.string(offsets) + struct.pack(">i", 60) + struct.pack(">i", -1)
         answer = connection.call(wire.CREATE_PARTITIONS, 0, wire.array([more]) + struct.pack(">i?", 10_000, False))

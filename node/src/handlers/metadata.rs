@@ -26,21 +26,9 @@ const ID_VERSION: i16 = 12;
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: MetadataRequest<'_> = request.body()?;
-    let mut named = HashSet::new();
-    let asked = match body.topics {
-        // Version 0 has no null: an empty list stands for all.
-        Some(topics) if request.version == 0 && topics.is_empty() => None,
-        Some(mut topics) => {
-            let has_id =
-                |topic: &MetadataRequestTopic<'_>| request.version >= ID_VERSION && topic.topic_id != [0; 16];
-            for topic in topics.iter_mut().filter(|topic| has_id(topic)) {
-                topic.name = None;
-            }
-            topics.retain(|topic| named.insert((topic.name, topic.topic_id)));
-            Some(topics)
-        }
-        None => None,
-    };
+    // Version 0 has no null: an empty list stands for all.
+    let asked = body.topics.filter(|topics| request.version > 0 || !topics.is_empty());
+    let asked = asked.map(|topics| distinct(request.version, topics));
     let asked = asked.as_deref();
     let refusals = match asked {
         Some(topics) if body.allow_auto_topic_creation || request.version < 4 => {
@@ -78,6 +66,18 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         })
         .collect();
     Ok(request.respond(&answer))
+}
+
+/// What is asked for, each once: by its id where it has one, else by its name.
+fn distinct(version: i16, mut topics: Vec<MetadataRequestTopic<'_>>) -> Vec<MetadataRequestTopic<'_>> {
+    if version >= ID_VERSION {
+        for topic in topics.iter_mut().filter(|topic| topic.topic_id != [0; 16]) {
+            topic.name = None;
+        }
+    }
+    let mut seen = HashSet::new();
+    topics.retain(|topic| seen.insert((topic.name, topic.topic_id)));
+    topics
 }
 
 /// This shard's image, unless it lacks something that is asked for: another shard may have shown that already.

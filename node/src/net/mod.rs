@@ -127,10 +127,8 @@ impl Net {
     /// Takes a bound, listening socket.
     pub(crate) fn new(listener: OwnedFd, limits: NetLimits) -> io::Result<Net> {
         rustix::io::ioctl_fionbio(&listener, true)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
-        Ok(Net {
-            epoll,
+        let net = Net {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             listener,
             limits,
             connections: RefCell::default(),
@@ -140,11 +138,13 @@ impl Net {
             events: RefCell::new(Vec::with_capacity(EVENTS_PER_TURN)),
             counters: RefCell::default(),
             accepting: Cell::new(true),
-            listening: Cell::new(true),
+            listening: Cell::new(false),
             now: Cell::default(),
             unsent_bytes: Cell::default(),
             granted_bytes: Cell::default(),
-        })
+        };
+        net.listen()?;
+        Ok(net)
     }
 
     /// Readable when a turn has something to do.
@@ -257,22 +257,27 @@ impl Net {
         }
     }
 
-    /// Accepts again where that had to rest.
-    fn listen_again(&self) {
+    /// Watches the listener, unless no more is to be accepted.
+    fn listen(&self) -> io::Result<()> {
         if self.accepting.get() && !self.listening.get() {
             let data = epoll::EventData::new_u64(LISTENER);
-            let added = epoll::add(&self.epoll, &self.listener, data, epoll::EventFlags::IN);
-            self.listening.set(added.is_ok());
+            epoll::add(&self.epoll, &self.listener, data, epoll::EventFlags::IN)?;
+            self.listening.set(true);
+        }
+        Ok(())
+    }
+
+    fn stop_listening(&self) {
+        if self.listening.replace(false) {
+            // Deleting our own descriptor from our own epoll instance cannot fail.
+            let _ = epoll::delete(&self.epoll, &self.listener);
         }
     }
 
     /// Stops accepting and reading. Requests under way go on.
     pub(crate) fn stop_reading(&self) {
         self.accepting.set(false);
-        if self.listening.replace(false) {
-            // Deleting our own descriptor from our own epoll instance cannot fail.
-            let _ = epoll::delete(&self.epoll, &self.listener);
-        }
+        self.stop_listening();
         let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
         for connection in all {
             self.hold(&connection);
@@ -298,7 +303,8 @@ impl Net {
     /// memory, those of them that have stood still the longest. Called now and then.
     pub(crate) fn sweep(&self, now: Duration, requests: &impl Requests) {
         self.now.set(now);
-        self.listen_again();
+        // Where the kernel is short of memory, the next sweep tries again.
+        let _ = self.listen();
         let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
         let mut unsent: usize = 0;
         let mut stuck = Vec::new();
@@ -337,7 +343,8 @@ impl Net {
         // peer hears of it now.
         let _ = rustix::net::shutdown(connection.fd(), rustix::net::Shutdown::Both);
         self.connections.borrow_mut().remove(connection.key.slot as usize);
-        self.listen_again();
+        // Its descriptor may be what was missing; else a sweep tries again.
+        let _ = self.listen();
     }
 
     fn connection(&self, key: ConnectionKey) -> Option<Rc<Connection>> {
@@ -376,9 +383,7 @@ impl Net {
                     requests
                         .complain(nowhere, &format!("accept failed: {error}; raise the limit of open files"));
                     // Ready all the time, it would keep the core busy.
-                    if self.listening.replace(false) {
-                        let _ = epoll::delete(&self.epoll, &self.listener);
-                    }
+                    self.stop_listening();
                     return;
                 }
             }

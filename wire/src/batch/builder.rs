@@ -2,11 +2,10 @@
 
 use super::varint;
 use super::{
-    Attributes, BatchHeader, CONTROL_BIT, CRC_AT, CRC_FROM, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC,
-    PREFIX_LEN, TRANSACTIONAL_BIT, TimestampType,
+    Attributes, BatchHeader, CONTROL_BIT, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC, TRANSACTIONAL_BIT,
+    TimestampType, seal,
 };
 use crate::compression::{self, Compression};
-use crate::crc::crc32c;
 
 /// A record to be put in a batch. Times are milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, Default)]
@@ -195,11 +194,11 @@ impl BatchBuilder {
 
     /// Writes the header at the start of `out`, which ends with the records as they are sent.
     fn write_header(&self, out: &mut [u8]) {
-        let batch_length = i32::try_from(out.len() - PREFIX_LEN).expect("a batch is below 2 GiB");
         let last_offset_delta = (self.next_offset_delta - 1).max(0);
         let header = BatchHeader {
             base_offset: self.base_offset,
-            batch_length,
+            // `seal` writes what it is.
+            batch_length: 0,
             partition_leader_epoch: self.leader_epoch,
             magic: MAGIC,
             crc: 0,
@@ -212,9 +211,7 @@ impl BatchBuilder {
             base_sequence: self.base_sequence,
             record_count: self.count,
         };
-        header.write(batch_length, out);
-        let crc = crc32c(&out[CRC_FROM..]);
-        out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
+        seal(out, header);
     }
 }
 

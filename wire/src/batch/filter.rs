@@ -6,11 +6,9 @@
 use super::scan::RecordSet;
 use super::varint;
 use super::{
-    Attributes, BatchHeader, CRC_AT, CRC_FROM, DELETE_HORIZON_BIT, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC,
-    PREFIX_LEN, TimestampType,
+    Attributes, BatchHeader, DELETE_HORIZON_BIT, HEADER_LEN, LOG_APPEND_TIME_BIT, MAGIC, TimestampType, seal,
 };
 use crate::compression::{self, Compression};
-use crate::crc::crc32c;
 
 /// A batch without the records that are gone, not compressed yet.
 #[derive(Clone, Debug)]
@@ -82,14 +80,6 @@ pub fn emptied(header: &BatchHeader) -> Vec<u8> {
     let mut out = vec![0; HEADER_LEN];
     seal(&mut out, header);
     out
-}
-
-/// Writes the header in front of what follows it, with length and CRC.
-fn seal(batch: &mut [u8], header: BatchHeader) {
-    let length = i32::try_from(batch.len() - PREFIX_LEN).expect("a batch is below 2 GiB");
-    header.write(length, batch);
-    let crc = crc32c(&batch[CRC_FROM..]);
-    batch[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
 }
 
 /// Copies a record whose timestamp delta counts from elsewhere.

@@ -43,7 +43,6 @@ pub const BATCH_LENGTH_MIN: i32 = (HEADER_LEN - PREFIX_LEN) as i32;
 /// The only format that is served.
 pub const MAGIC: i8 = 2;
 
-const LENGTH_AT: usize = 8;
 const LEADER_EPOCH_AT: usize = 12;
 const MAGIC_AT: usize = 16;
 const CRC_AT: usize = 17;
@@ -250,8 +249,7 @@ fn set_timestamp(batch: &mut [u8], kind: TimestampType, max_timestamp: i64) {
     }
     batch[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
     batch[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());
-    let crc = crc32c(&batch[CRC_FROM..]);
-    batch[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
+    renew_crc(batch);
 }
 
 /// The same batch in another codec, with its CRC renewed. `batch` is exactly one batch; it is opened to at most
@@ -262,19 +260,26 @@ pub fn recompress(
     decompressed_bytes_max: usize,
 ) -> Result<Vec<u8>, BatchError> {
     let header = BatchHeader::parse(batch)?;
-    let mut opened = Vec::new();
     let from = header.compression().map_err(BatchError::UnknownCompression)?;
-    compression::decompress(from, &batch[HEADER_LEN..], decompressed_bytes_max, &mut opened)?;
-    let mut out = batch[..HEADER_LEN].to_vec();
-    compression::compress(codec, &opened, &mut out);
-    let length = i32::try_from(out.len() - PREFIX_LEN)
-        .map_err(|_| BatchError::TooLarge { size: out.len(), max: i32::MAX as usize })?;
-    out[LENGTH_AT..LENGTH_AT + 4].copy_from_slice(&length.to_be_bytes());
-    let attributes = header.attributes.0 & !COMPRESSION_BITS | i16::from(codec.id());
-    out[ATTRIBUTES_AT..ATTRIBUTES_AT + 2].copy_from_slice(&attributes.to_be_bytes());
-    let crc = crc32c(&out[CRC_FROM..]);
-    out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
+    let mut records = Vec::new();
+    compression::decompress(from, &batch[HEADER_LEN..], decompressed_bytes_max, &mut records)?;
+    let mut out = vec![0; HEADER_LEN];
+    compression::compress(codec, &records, &mut out);
+    let attributes = Attributes(header.attributes.0 & !COMPRESSION_BITS | i16::from(codec.id()));
+    seal(&mut out, BatchHeader { attributes, ..header });
     Ok(out)
+}
+
+/// Writes the header in front of the records that follow its place, with length and CRC.
+fn seal(batch: &mut [u8], header: BatchHeader) {
+    let length = i32::try_from(batch.len() - PREFIX_LEN).expect("a batch is below 2 GiB");
+    header.write(length, batch);
+    renew_crc(batch);
+}
+
+fn renew_crc(batch: &mut [u8]) {
+    let crc = crc32c(&batch[CRC_FROM..]);
+    batch[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_be_bytes());
 }
 
 #[cfg(test)]
