@@ -85,7 +85,12 @@ impl NodeFacts {
 
 /// How a shard comes to its seed: shard 0 opens the data folder and hands out the others'.
 enum Role {
-    Opens { bound: sys::Bound, posts: Vec<mail::ShardPost>, seeds: Vec<oneshot::Sender<ShardSeed>> },
+    Opens {
+        bound: sys::Bound,
+        admin: sys::Bound,
+        posts: Vec<mail::ShardPost>,
+        seeds: Vec<oneshot::Sender<ShardSeed>>,
+    },
     Waits(oneshot::Receiver<ShardSeed>),
 }
 
@@ -108,8 +113,10 @@ pub fn run(config: Config, place: &Place, stopper: Stopper) -> Result<(), String
     let (senders, receivers): (Vec<_>, Vec<_>) = (1..shards).map(|_| oneshot::channel()).unzip();
     let bound = sys::bind(facts.config.kafka_addr, shards).map_err(|error| error.to_string())?;
     let _ = facts.kafka_addr.set(bound.address());
+    let admin = sys::bind(facts.config.admin_addr, 1).map_err(|error| error.to_string())?;
+    let _ = facts.admin_addr.set(admin.address());
     let posts = mailbox::mesh(shards, capacity);
-    let mut roles = vec![Role::Opens { bound, posts, seeds: senders }];
+    let mut roles = vec![Role::Opens { bound, admin, posts, seeds: senders }];
     roles.extend(receivers.into_iter().map(Role::Waits));
 
     let shard_facts = Arc::clone(&facts);
@@ -142,9 +149,7 @@ async fn serve(seat: Seat, role: Role, facts: Arc<NodeFacts>, stopper: &Stopper)
             // Shard 0 says why.
             Err(_) => Ok(()),
         },
-        Role::Opens { bound, posts, seeds } => {
-            let admin = sys::bind(facts.config.admin_addr, 1).map_err(|error| error.to_string())?;
-            let _ = facts.admin_addr.set(admin.address());
+        Role::Opens { bound, admin, posts, seeds } => {
             let opened = startup::open(&facts, bound.address()).await.map_err(|error| error.to_string())?;
             let admin = admin.listen().map_err(|error| error.to_string())?.remove(0);
             let listeners = bound.listen().map_err(|error| error.to_string())?;

@@ -5,9 +5,15 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Connections that wait to be accepted, for each shard.
 const BACKLOG: i32 = 1024;
+/// A node that was killed may keep its port for so long: the kernel ends its io_uring, and what that holds, after the
+/// process is gone.
+const PORT_LINGERS_MAX: Duration = Duration::from_secs(1);
+/// From one look at a port that is taken to the next.
+const PORT_LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Why an address cannot be listened on.
 #[derive(Debug)]
@@ -51,11 +57,11 @@ pub struct Bound {
 }
 
 /// Binds one socket for each shard; the kernel spreads connections over them. With port 0 all get the same free
-/// port. An address that any other process listens on is refused, also when that process shares its port as
+/// port. An address that any other process listens on is refused after a moment, also when that process shares its port as
 /// we do: the first socket is bound without sharing, and shares only once it has the port.
 pub fn bind(address: SocketAddr, shards: usize) -> Result<Bound, ListenError> {
     let fail = |error| ListenError { address, error };
-    let first = bound(address, false).map_err(fail)?;
+    let first = bound_alone(address).map_err(fail)?;
     first.set_reuse_port(true).map_err(fail)?;
     let local = first
         .local_addr()
@@ -80,6 +86,19 @@ impl Bound {
             socket.listen(BACKLOG).map_err(|error| ListenError { address: self.address, error })?;
         }
         Ok(self.sockets.into_iter().map(OwnedFd::from).collect())
+    }
+}
+
+/// The only socket on the address, once whoever had it before is gone.
+fn bound_alone(address: SocketAddr) -> io::Result<Socket> {
+    let until = Instant::now() + PORT_LINGERS_MAX;
+    loop {
+        match bound(address, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(PORT_LOOK_EVERY);
+            }
+            result => return result,
+        }
     }
 }
 
@@ -158,6 +177,19 @@ mod tests {
 
     fn any() -> SocketAddr {
         "127.0.0.1:0".parse().expect("an address")
+    }
+
+    #[test]
+    fn a_port_that_lingers_is_waited_for() {
+        let before = TcpListener::bind(any()).expect("a free port");
+        let address = before.local_addr().expect("it has one");
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                drop(before);
+            });
+            assert_eq!(listen(address, 2).expect("free by then").1, address);
+        });
     }
 
     #[test]
