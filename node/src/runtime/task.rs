@@ -65,7 +65,7 @@ pub(super) struct Door {
     waits: AtomicBool,
     /// An eventfd. `None`: the process has no descriptor left, and its shard waits the executor's way alone.
     bell: Option<OwnedFd>,
-    /// The kernel's number of the shard's thread, for the watchdog; 0 until it runs.
+    /// The kernel's number of the shard's thread, for the watchdog.
     pub(super) thread: AtomicI32,
     /// Waker of the door task. The one waker of glommio's that foreign threads hold: for the life of the process.
     waker: OnceLock<Waker>,
@@ -147,8 +147,10 @@ impl Door {
 
     /// Wakes the shard, whatever it does. For the watchdog, too.
     pub(super) fn ring(&self) {
-        if let Some(waker) = self.waker.get() {
-            waker.wake_by_ref();
+        match self.waker.get() {
+            Some(waker) => waker.wake_by_ref(),
+            // It parked before the first poll of all: there is nothing to wake yet, but a thread.
+            None => crate::sys::interrupt_thread(self.thread.load(Ordering::Relaxed)),
         }
     }
 }
@@ -161,7 +163,6 @@ impl Home {
         background: glommio::TaskQueueHandle,
     ) -> Rc<Home> {
         let home = Rc::new(Home { door, foreground, background, wakers: RefCell::new(Slab::new()) });
-        home.door.thread.store(crate::sys::thread_id(), Ordering::Relaxed);
         DOOR.set(Arc::as_ptr(&home.door) as usize);
         HOME.with_borrow_mut(|slot| {
             assert!(slot.is_none(), "this thread is the home of another shard");

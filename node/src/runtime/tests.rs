@@ -185,6 +185,16 @@ fn the_watchdog_wakes_a_shard_that_parked_with_runnable_work() {
     executors.join().pop().expect("one shard").expect("no panic");
 }
 
+/// The same fault before anything of a shard was polled, and when its main task is over: nothing of ours has a waker
+/// then that could be counted. With a timer of 5 us most executors park in their first turn.
+#[test]
+fn a_shard_that_parks_at_its_start_or_at_its_end_goes_on() {
+    let settings = Settings { preempt: Duration::from_micros(5), ..settings() };
+    for _ in 0..20 {
+        run_once(&settings, || sleep(Duration::from_micros(100))).expect("an executor");
+    }
+}
+
 #[test]
 fn a_task_that_holds_its_core_is_reported() {
     let executors = start(&settings(), vec![()], |_, ()| async {

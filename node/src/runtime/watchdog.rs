@@ -175,10 +175,14 @@ pub(super) fn name_of(number: u32) -> &'static str {
     names.get(number as usize).copied().unwrap_or("?")
 }
 
-/// Puts a shard under watch, until [`unwatch`]. Starts the thread when it is the first.
+/// Puts the shard of this thread under watch, until [`unwatch`], with a poll owed. Starts the watchdog's thread when it is
+/// the first.
 pub(super) fn watch(door: &Arc<Door>) {
+    door.thread.store(crate::sys::thread_id(), Ordering::Relaxed);
+    door.pulse.note_woken();
     SHARDS.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(door.clone());
     THREAD.get_or_init(|| {
+        crate::sys::allow_interrupts().expect("SIGURG may be handled");
         std::thread::Builder::new()
             .name("watchdog".into())
             .stack_size(256 << 10)

@@ -34,6 +34,24 @@ pub fn thread_id() -> i32 {
     unsafe { libc::gettid() }
 }
 
+/// Makes [`interrupt_thread`] harmless: without it the signal is ignored, and interrupts nothing.
+pub fn allow_interrupts() -> std::io::Result<()> {
+    // SAFETY: the handler does nothing, which is safe at any moment. Calls that can be restarted are.
+    unsafe { signal_hook::low_level::register(INTERRUPT, || ()) }.map(|_| ())
+}
+
+/// Gets the thread `id` of this process out of a wait for its ring. Whatever else it does goes on undisturbed, and a
+/// thread that has ended is none.
+pub fn interrupt_thread(id: i32) {
+    // SAFETY: no memory is passed, and the handler of [`allow_interrupts`] does nothing.
+    unsafe {
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), id, INTERRUPT);
+    }
+}
+
+/// Ignored where nobody handles it.
+const INTERRUPT: libc::c_int = libc::SIGURG;
+
 /// A limit of this process: what holds now, and up to what it may raise it itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {

@@ -11,8 +11,8 @@ mod uring;
 pub use file::{FileSystem, file_system, is_laid_out, sync_file_system};
 pub use lent::{Lender, Lent, Stable};
 pub use machine::{
-    Limit, Resource, Usage, allowed_cpus, keep_freed_memory, limit, memory_total, raise_limit, random_bytes,
-    register_membarrier, thread_id, usage,
+    Limit, Resource, Usage, allow_interrupts, allowed_cpus, interrupt_thread, keep_freed_memory, limit,
+    memory_total, raise_limit, random_bytes, register_membarrier, thread_id, usage,
 };
 pub use ring::Ring;
 pub use socket::{Bound, ListenError, bind, duplicate, listener, receive_into, send_vectored, stream};
