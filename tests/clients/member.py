@@ -12,7 +12,7 @@ from kafka import ConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, T
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from kafka.errors import KafkaError
+from kafka.errors import KafkaConnectionError, KafkaError
 
 ASSIGNORS = {
     "range": RangePartitionAssignor,
@@ -47,7 +47,12 @@ class Member(ConsumerRebalanceListener):
     def run(self):
         self.consumer.subscribe([self.topic], listener=self)
         while not self.leaving:
-            for partition, records in self.consumer.poll(timeout_ms=100).items():
+            try:
+                polled = self.consumer.poll(timeout_ms=100)
+            except KafkaConnectionError:
+                # The broker is down: the other libraries try again by themselves, this one now and then leaves it to us.
+                continue
+            for partition, records in polled.items():
                 self.process(partition, records)
             if time.monotonic() - self.committed_at >= COMMIT_INTERVAL_S:
                 self.commit()

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -40,16 +41,31 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
+def _outgoing_ports() -> range:
+    """Those that the kernel gives to whoever connects. A client that retries while a broker is down may be given that
+    broker's own, and then keeps it."""
+    first, last = map(int, pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    return range(first, last + 1)
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now. Held together while chosen, so that they differ."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
+    """Ports that nothing listens on now, and that no connection is given while a broker restarts. Held together while
+    chosen, so that they differ."""
+    outgoing = _outgoing_ports()
+    candidates = [port for port in range(10_000, 65_536) if port not in outgoing]
+    random.shuffle(candidates)
+    with contextlib.ExitStack() as held:
+        ports = []
+        for port in candidates:
+            one = held.enter_context(socket.socket())
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise OSError(f"{count} free ports were not to be found")
 
 
 class BrokerFailed(Exception):

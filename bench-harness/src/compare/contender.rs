@@ -139,14 +139,24 @@ fn flumen(program: &Path, folder: &Path, ports: &[u16; 3]) -> Result<(Command, S
     Ok((command, format!("{version}, as it comes: fdatasync before every acknowledgement")))
 }
 
-/// Three ports that nothing listens on now, held together while they are chosen, so that they differ.
+/// Three ports that nothing listens on now, held together while they are chosen, so that they differ. Below those that
+/// the kernel gives to whoever connects: a client that retries while a contender restarts may be given its port, and then
+/// keeps it.
 fn free_ports() -> io::Result<[u16; 3]> {
-    let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
-    let mut ports = [0; 3];
-    for (port, listener) in ports.iter_mut().zip(held) {
-        *port = listener?.local_addr()?.port();
-    }
-    Ok(ports)
+    const TRIES: usize = 1000;
+    const FIRST: u16 = 10_000;
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let outgoing = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768);
+    let free = || {
+        let mut tries = (0..TRIES).map(|_| match outgoing > FIRST {
+            true => TcpListener::bind(("127.0.0.1", fastrand::u16(FIRST..outgoing))),
+            false => TcpListener::bind("127.0.0.1:0"),
+        });
+        tries.find_map(Result::ok).ok_or_else(|| io::Error::other("no port is free"))
+    };
+    let held = [free()?, free()?, free()?];
+    let [first, second, third] = held.each_ref().map(|listener| listener.local_addr().map(|at| at.port()));
+    Ok([first?, second?, third?])
 }
 
 fn new_folder(below: &Path, name: &str) -> Result<PathBuf, Failure> {
