@@ -34,6 +34,9 @@ pub struct EngineSettings {
     pub checkpoint_bytes: u64,
     /// Time after which a checkpoint is due when anything is dirty.
     pub checkpoint_interval: Duration,
+    /// Bytes that an active segment grows by until a checkpoint keeps its index, too: about what the first read after a
+    /// crash scans at most. The last checkpoint of a life keeps it after a 256th of that.
+    pub index_keep_bytes: u64,
     /// Time between two looks for segments to delete or to roll (`log.retention.check.interval.ms`).
     pub retention_interval: Duration,
     /// Staged bytes of one partition in one cycle from which they go past the journal.
@@ -157,6 +160,7 @@ impl EngineSettings {
             checkpoint_bytes: (staged_bytes_max as u64 / 2)
                 .clamp(JOURNAL_FILE_BYTES / 4, 2 * JOURNAL_FILE_BYTES),
             checkpoint_interval: Duration::from_secs(30),
+            index_keep_bytes: 256 << 20,
             retention_interval: Duration::from_secs(300),
             bulk_bytes_min: BULK_BYTES_MIN,
             producer_expiration_ms: PRODUCER_ID_EXPIRATION_MS,
@@ -207,12 +211,14 @@ pub enum PlantedBug {
     TombstoneDroppedEarly,
     /// Recovery removes a `.swap` that the checkpoint counts on.
     SwapDiscarded,
+    /// A checkpoint keeps of an active segment's index also what no checkpoint covers yet.
+    IndexKeptAhead,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 16] = [
+    pub const ALL: [PlantedBug; 17] = [
         PlantedBug::AnswerBeforeSync,
         PlantedBug::ExtentBeforeSync,
         PlantedBug::CheckpointBeforeFill,
@@ -229,6 +235,7 @@ impl PlantedBug {
         PlantedBug::OldRemovedBeforeSwap,
         PlantedBug::TombstoneDroppedEarly,
         PlantedBug::SwapDiscarded,
+        PlantedBug::IndexKeptAhead,
     ];
 }
 

@@ -26,11 +26,17 @@ use crate::disk::{Disk, File, OpenMode};
 use crate::engine::{Engine, Life, planted};
 use crate::journal_files::{JournalFileInfo, journal_path, lay_out};
 use crate::partition::{Filled, Note, Partition, segment_path};
+use crate::segment::INDEX_EXTENSIONS;
 
 /// Space kept for a checkpoint.
 const CHECKPOINT_RESERVE_BYTES: u64 = 1 << 20;
 /// Time from a checkpoint that could not be written to the next attempt.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
+/// Indexes that are kept after one checkpoint, and after the last.
+const INDEXES_KEPT_MAX: usize = 64;
+const INDEXES_KEPT_LAST_MAX: usize = 1024;
+/// What is scanned at once to complete an index that nobody asked for.
+const INDEX_SCAN_BYTES_MAX: u64 = 16 << 20;
 /// Longest rest after a write of a fill.
 const FILL_REST_MAX: Duration = Duration::from_millis(10);
 
@@ -74,6 +80,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             self.fill_due().await;
             if self.is_checkpoint_due() {
                 self.checkpoint(&mut checkpoint_number).await;
+                self.keep_indexes(self.settings.index_keep_bytes, INDEXES_KEPT_MAX).await;
             }
             self.lay_out_journal().await;
             self.close_rolled().await;
@@ -500,6 +507,44 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         Ok(())
     }
 
+    /// Keeps the indexes of active segments that grew by so many bytes, so that nobody scans after a restart what lies below.
+    /// Of what a durable checkpoint holds: those bytes stay where they are. What is too much for one turn is for the
+    /// next checkpoint's.
+    async fn keep_indexes(&self, grown_min: u64, count_max: usize) {
+        let mut left = count_max;
+        let slots = self.state.borrow().slots();
+        for slot in slots {
+            let (view, position) = {
+                let mut state = self.state.borrow_mut();
+                let Some(partition) = state.get_mut(slot) else { continue };
+                let end = partition.checkpointed;
+                let kept = match partition.index_kept {
+                    (base, position) if base == end.segment_base => position,
+                    _ => 0,
+                };
+                let active = end.segment_base == partition.log.active().base_offset;
+                let served = partition.offline.is_none() && !partition.deleting;
+                if !active || !served || end.position.saturating_sub(kept) < grown_min {
+                    continue;
+                }
+                if left == 0 {
+                    return;
+                }
+                left -= 1;
+                let view = partition.view(partition.log.segments().len() - 1, self.reader.era());
+                partition.tended = true;
+                (view, if planted!(self.settings, IndexKeptAhead) { u64::MAX } else { end.position })
+            };
+            let reached = self.reader.keep_index(&view, position, grown_min, INDEX_SCAN_BYTES_MAX).await;
+            if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
+                // Where it cannot be had the next attempt waits for as many bytes again.
+                partition.index_kept = (view.base_offset, reached.unwrap_or(position));
+            }
+            self.tended(slot);
+            self.keep_journal_ready().await;
+        }
+    }
+
     /// Cuts rolled segments to their true length and writes their indexes, once all of them is on disk.
     async fn close_rolled(&self) {
         for slot in self.with_rolled() {
@@ -616,7 +661,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     /// Removes the files of a segment. What cannot be removed is removed at the next start.
     pub(crate) async fn unlink(&self, path: &str) {
         self.reader.forget(path);
-        for extension in ["log", "index", "timeindex", "txnindex", "snapshot"] {
+        for extension in ["log", "txnindex", "snapshot"].iter().chain(&INDEX_EXTENSIONS) {
             self.disk.remove_file(&format!("{path}.{extension}")).await.ok();
         }
     }
@@ -656,6 +701,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     async fn finish(&self, number: &mut u64) {
         self.checkpoint(number).await;
         self.close_rolled().await;
+        self.keep_indexes(self.settings.index_keep_bytes / 256, INDEXES_KEPT_LAST_MAX).await;
         let open: Vec<(Rc<D::File>, u64)> = {
             let mut state = self.state.borrow_mut();
             let mut open = Vec::new();

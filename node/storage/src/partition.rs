@@ -132,6 +132,8 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) bulk_next: u64,
     /// Indexes of the segments in `writers`, in the same order.
     pub(crate) indexes: VecDeque<Rc<RefCell<SegmentIndex>>>,
+    /// Segment and position up to which its index is kept on disk, as far as is known.
+    pub(crate) index_kept: (Offset, u64),
     /// Segments were created since the directory was synced.
     pub(crate) directory_dirty: bool,
     pub(crate) offline: Option<Rc<str>>,
@@ -205,6 +207,7 @@ impl<D: Disk, T> Partition<D, T> {
             indexes: VecDeque::from([Rc::new(RefCell::new(index))]),
             bulk: VecDeque::new(),
             bulk_next: 0,
+            index_kept: (active.base_offset, 0),
             directory_dirty: false,
             offline: None,
             relog: None,
@@ -341,6 +344,7 @@ impl<D: Disk, T> Partition<D, T> {
             len,
             contiguous: !self.config.cleanup_policy.compact && self.compaction.cleaned.is_none(),
             live: live.map(|live| self.indexes[live].clone()),
+            max_timestamp: segment.max_timestamp,
             index_interval_bytes: self.config.index_interval_bytes,
             era,
         }

@@ -48,6 +48,7 @@ fn settings() -> EngineSettings {
         journal_files: 1,
         checkpoint_bytes: 1 << 20,
         checkpoint_interval: Duration::from_secs(3600),
+        index_keep_bytes: 256,
         retention_interval: Duration::from_secs(3600),
         bulk_bytes_min: 12 << 10,
         producer_expiration_ms: 86_400_000,
@@ -115,7 +116,9 @@ fn files_on_disk_are_as_they_were() {
     let all = sim.disk().files();
     let files: BTreeMap<String, Vec<u8>> =
         all.iter().map(|(path, bytes)| (path.replace('/', "_"), stored(bytes))).collect();
-    for kind in ["journal_", "checkpoint_", ".log", ".index", ".timeindex", "partition.metadata"] {
+    for kind in
+        ["journal_", "checkpoint_", ".log", ".index", ".timeindex", ".partialindex", "partition.metadata"]
+    {
         assert!(files.keys().any(|name| name.contains(kind)), "the run leaves no {kind}");
     }
     let folder = golden();

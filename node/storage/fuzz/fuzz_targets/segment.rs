@@ -54,6 +54,7 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u8)| {
         len: log.len() as u64,
         contiguous,
         live: None,
+        max_timestamp: -1,
         index_interval_bytes: 512,
         era: 0,
     };

@@ -23,6 +23,7 @@ use super::{Interrupted, Swap};
 use crate::disk::Disk;
 use crate::engine::{Engine, planted};
 use crate::partition::segment_path;
+use crate::segment::INDEX_EXTENSIONS;
 use crate::segment::SegmentIndex;
 
 /// A segment that is whole and synced under its `.cleaned` name.
@@ -198,7 +199,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         self.reader.forget(&path);
         // Old index files lead astray; reads notice, and look for themselves.
-        for extension in ["index", "timeindex"] {
+        for extension in INDEX_EXTENSIONS {
             remove_leftover(&self.disk, &format!("{path}.{extension}")).await;
         }
         for base in gone {

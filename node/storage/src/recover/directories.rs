@@ -16,6 +16,7 @@ use crate::disk::{BLOCK, Buffer, DirectoryEntry, Disk, File, OpenMode};
 use crate::engine::planted;
 use crate::lifecycle::{make_directory, partition_metadata};
 use crate::partition::segment_path;
+use crate::segment::{INDEX_EXTENSIONS, PARTIAL_INDEX};
 
 /// Longest `partition.metadata`.
 const METADATA_BYTES_MAX: u64 = 4096;
@@ -188,7 +189,7 @@ async fn finish_swaps<D: Disk>(
             continue;
         }
         let path = segment_path(directory, base);
-        for extension in ["index", "timeindex"] {
+        for extension in INDEX_EXTENSIONS {
             // They are of the old segment, and may be missing.
             disk.remove_file(&format!("{path}.{extension}")).await.ok();
         }
@@ -223,7 +224,12 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
             continue;
         }
         let segment = segments.iter().find(|segment| segment.base_offset == base);
-        let stale = segment.is_none() || (replay.touched.contains(&base) && extension.ends_with("index"));
+        // What is kept of the index of an active segment speaks of what a checkpoint covers, unless that was cut.
+        let old = match extension {
+            PARTIAL_INDEX => replay.cut.contains(&base),
+            _ => extension.ends_with("index") && replay.touched.contains(&base),
+        };
+        let stale = segment.is_none() || old || extension.ends_with(".tmp");
         if stale {
             disk.remove_file(&path).await.map_err(|error| in_words(&path, error))?;
             settled.changed = true;

@@ -47,6 +47,8 @@ pub(super) struct Replay {
     pub(super) extents: Vec<ExtentSeen>,
     /// Segments that were written to: their index files are old.
     pub(super) touched: Vec<Offset>,
+    /// Segments that were cut.
+    pub(super) cut: Vec<Offset>,
     /// The shard in whose journal it was.
     pub(super) shard: Option<u16>,
     pub(super) directory_changed: bool,
@@ -77,6 +79,7 @@ impl Replay {
             missing: Vec::new(),
             extents: Vec::new(),
             touched: Vec::new(),
+            cut: Vec::new(),
             shard: None,
             directory_changed: false,
             absent: Vec::new(),
@@ -155,6 +158,7 @@ impl Replay {
                 self.missing.clear();
                 self.extents.clear();
                 self.directory_changed = true;
+                self.cut.push(Offset(0));
                 Ok(())
             }
         }
@@ -247,6 +251,7 @@ impl Replay {
         });
         self.directory_changed = true;
         self.note_touched(base);
+        self.cut.push(base);
         Ok(())
     }
 

@@ -5,12 +5,15 @@
 //! the segment so far and the last offset of the batch that has it.
 //!
 //! Invariants: offsets and positions of `offsets` rise strictly, so do timestamps of `times`, whose offsets
-//! rise. A time entry is never later than the batch of the offset entry that was made with it.
+//! rise. A time entry is never later than the batch of the offset entry that was made with it, and at each offset entry
+//! the time entries know the greatest timestamp up to its batch: an index may be cut there, and continued.
 //!
 //! An index may cover only `[covered_from, covered_to)`: after a restart, that of an active segment begins
 //! where recovery began, and the part before is loaded or scanned when it is first needed.
 
 use std::fmt;
+
+use flumen_core::journal::hash;
 
 /// One entry of the offset index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,11 @@ impl fmt::Display for IndexError {
 
 const OFFSET_ENTRY: usize = 8;
 const TIME_ENTRY: usize = 12;
+
+const PARTIAL_MAGIC: &[u8; 8] = b"FLUMPIDX";
+const PARTIAL_VERSION: u64 = 1;
+/// Magic, version, base offset, number of offset entries.
+const PARTIAL_HEADER: usize = 32;
 
 /// The indexes of one segment.
 #[derive(Clone, Debug)]
@@ -194,20 +202,14 @@ impl SegmentIndex {
     /// Content of the `.index` file.
     pub fn offset_file(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.offsets.len() * OFFSET_ENTRY);
-        for (relative, position) in &self.offsets {
-            out.extend_from_slice(&relative.to_be_bytes());
-            out.extend_from_slice(&position.to_be_bytes());
-        }
+        write_offsets(&self.offsets, &mut out);
         out
     }
 
     /// Content of the `.timeindex` file.
     pub fn time_file(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.times.len() * TIME_ENTRY);
-        for (timestamp, relative) in &self.times {
-            out.extend_from_slice(&timestamp.to_be_bytes());
-            out.extend_from_slice(&relative.to_be_bytes());
-        }
+        write_times(&self.times, &mut out);
         out
     }
 
@@ -255,23 +257,71 @@ impl SegmentIndex {
 
     /// Drops entries so that nothing past `position` is covered.
     pub(super) fn limit(&mut self, position: u64) {
-        while self.covered_to > position {
+        if self.covered_to > position {
+            let keep = self.offsets.partition_point(|(_, at)| u64::from(*at) <= position);
+            self.offsets.truncate(keep);
             self.step_back();
         }
+    }
+
+    /// Content of the `.partialindex` file: the entries of what lies below `position`, which must have come to stay.
+    /// `None` where there is nothing to save, or where it does not begin at 0.
+    pub(crate) fn partial_file(&self, position: u64) -> Option<Vec<u8>> {
+        let keep = self.offsets.partition_point(|(_, at)| u64::from(*at) < position);
+        let &(last, _) = self.offsets.get(keep.checked_sub(1)?)?;
+        if self.covered_from > 0 {
+            return None;
+        }
+        let times = self.times.partition_point(|(_, relative)| *relative < last);
+        let len = PARTIAL_HEADER + keep * OFFSET_ENTRY + times * TIME_ENTRY + size_of::<u64>();
+        let mut out = Vec::with_capacity(len);
+        out.extend_from_slice(PARTIAL_MAGIC);
+        out.extend_from_slice(&PARTIAL_VERSION.to_le_bytes());
+        out.extend_from_slice(&self.base_offset.to_le_bytes());
+        out.extend_from_slice(&(keep as u64).to_le_bytes());
+        write_offsets(&self.offsets[..keep], &mut out);
+        write_times(&self.times[..times], &mut out);
+        let sum = hash(&out);
+        out.extend_from_slice(&sum.to_le_bytes());
+        Some(out)
+    }
+
+    /// Reads that file, as [`parse`](Self::parse) reads Kafka's two. `None`: it is not one, or was not written whole.
+    pub(super) fn parse_partial(
+        base_offset: i64,
+        interval_bytes: u32,
+        end_offset: i64,
+        len: u64,
+        file: &[u8],
+    ) -> Option<SegmentIndex> {
+        let (content, sum) = file.split_last_chunk::<8>()?;
+        let (header, entries) = content.split_first_chunk::<PARTIAL_HEADER>()?;
+        let mut expected = [0; PARTIAL_HEADER - 8];
+        expected[..8].copy_from_slice(PARTIAL_MAGIC);
+        expected[8..16].copy_from_slice(&PARTIAL_VERSION.to_le_bytes());
+        expected[16..].copy_from_slice(&base_offset.to_le_bytes());
+        if hash(content).to_le_bytes() != *sum || header[..PARTIAL_HEADER - 8] != expected {
+            return None;
+        }
+        let count = u64::from_le_bytes(*header.last_chunk()?);
+        let offsets = usize::try_from(count).ok()?.checked_mul(OFFSET_ENTRY)?;
+        let (offsets, times) = entries.split_at_checked(offsets)?;
+        SegmentIndex::parse(base_offset, interval_bytes, end_offset, len, offsets, times).ok()
     }
 
     /// Puts `prefix`, which ends where this begins, before it.
     pub(super) fn prepend(&mut self, prefix: SegmentIndex) {
         assert_eq!((prefix.covered_from, prefix.covered_to), (0, self.covered_from), "the parts meet");
         let mut joined = prefix;
-        joined.offsets.append(&mut self.offsets);
         if let Some(largest) = joined.largest {
             // A part that began in the middle did not know that these were no news.
             self.times.retain(|(timestamp, _)| *timestamp > largest.timestamp);
-            if !self.times.is_empty() {
+            // Its first batch has an entry: by then the time index knows of all before.
+            if !self.offsets.is_empty() {
                 joined.note_largest();
             }
         }
+        joined.offsets.append(&mut self.offsets);
         joined.times.append(&mut self.times);
         joined.largest = match (joined.largest, self.largest) {
             (Some(before), Some(after)) if after.timestamp <= before.timestamp => Some(before),
@@ -280,6 +330,20 @@ impl SegmentIndex {
         joined.bytes_since_entry = self.bytes_since_entry;
         joined.covered_to = self.covered_to;
         *self = joined;
+    }
+}
+
+fn write_offsets(offsets: &[(u32, u32)], out: &mut Vec<u8>) {
+    for (relative, position) in offsets {
+        out.extend_from_slice(&relative.to_be_bytes());
+        out.extend_from_slice(&position.to_be_bytes());
+    }
+}
+
+fn write_times(times: &[(i64, u32)], out: &mut Vec<u8>) {
+    for (timestamp, relative) in times {
+        out.extend_from_slice(&timestamp.to_be_bytes());
+        out.extend_from_slice(&relative.to_be_bytes());
     }
 }
 

@@ -1,5 +1,8 @@
 //! Indexes of segments that are not in memory whole, and look-up by time.
 //!
+//! The index of an active segment lacks what was written before the last start; it is put before it when it is first needed,
+//! from what a checkpoint kept of it (`.partialindex`) and a scan of the rest.
+//!
 //! An index is loaded from its files, checked, and continued by a scan from its last entry to the end of what
 //! it should cover, which is short unless the files are old. A missing or implausible one is rebuilt by a scan of
 //! the segment. The checks cannot see everything (Kafka's format has no checksum), so a corruption that was met
@@ -17,7 +20,7 @@ use flumen_wire::batch::{BatchHeader, Batches};
 
 use super::chunk::{Chunk, Expect, Step};
 use super::reader::{SegmentReader, Start};
-use super::{Corruption, OffsetEntry, SegmentError, SegmentIndex, SegmentView, TimeEntry};
+use super::{Corruption, OffsetEntry, PARTIAL_INDEX, SegmentError, SegmentIndex, SegmentView, TimeEntry};
 use crate::disk::Disk;
 use crate::signal::Progress;
 use crate::slices::Slice;
@@ -97,7 +100,64 @@ impl<D: Disk> SegmentReader<D> {
     /// them syncs first, and recovery removes the files of segments that it writes to.
     pub async fn write_index(&self, path: &str, index: &SegmentIndex) -> std::io::Result<()> {
         self.disk.write_file(&format!("{path}.index"), &index.offset_file(), false).await?;
-        self.disk.write_file(&format!("{path}.timeindex"), &index.time_file(), false).await
+        self.disk.write_file(&format!("{path}.timeindex"), &index.time_file(), false).await?;
+        // What both hold was there in part. It may never have been.
+        self.disk.remove_file(&format!("{path}.{PARTIAL_INDEX}")).await.ok();
+        Ok(())
+    }
+
+    /// Keeps on disk what the index of an active segment knows of what lies below `position`, which must have come to
+    /// stay. What it lacks since a restart is scanned, no more than `scan_bytes_max` of it in one call, and kept as far as
+    /// that came. Where the file lacks less than `lacks_min` bytes it stays as it is. Returns how far it goes; `None` where
+    /// nothing is to be gained now.
+    pub(crate) async fn keep_index(
+        &self,
+        view: &SegmentView,
+        position: u64,
+        lacks_min: u64,
+        scan_bytes_max: u64,
+    ) -> Option<u64> {
+        let live = view.live.as_ref()?;
+        if self.indexing.borrow().contains(&view.path) {
+            // Somebody completes it.
+            return None;
+        }
+        let _turn = self.turn(&view.path).await;
+        let covered_from = live.borrow().covered_from();
+        let mut reached = position;
+        let mut file = None;
+        if covered_from > 0 {
+            let kept = self.partial_index(view, covered_from).await;
+            let kept =
+                kept.unwrap_or_else(|| SegmentIndex::new(view.base_offset.0, view.index_interval_bytes));
+            let before = kept.covered_to();
+            if position.saturating_sub(before) < lacks_min {
+                return Some(before);
+            }
+            let end = covered_from.min(before.saturating_add(scan_bytes_max));
+            // An end in the midst of a batch looks like damage, and damage is for who reads it: what lies before counts.
+            let (prefix, _) = self.scan(view, kept, end).await.ok()?;
+            if prefix.covered_to() < covered_from {
+                reached = prefix.covered_to();
+                if reached.saturating_sub(before) * 2 < scan_bytes_max {
+                    return None;
+                }
+                file = prefix.partial_file(reached);
+            } else {
+                live.borrow_mut().prepend(prefix);
+                self.indexes.borrow_mut().remove(&view.path);
+            }
+        }
+        let file = match file {
+            Some(file) => file,
+            None => live.borrow().partial_file(position)?,
+        };
+        // Whole or not at all: the one before is as good as it was.
+        let (path, temporary) =
+            (format!("{}.{PARTIAL_INDEX}", view.path), format!("{}.{PARTIAL_INDEX}.tmp", view.path));
+        self.disk.write_file(&temporary, &file, false).await.ok()?;
+        self.disk.rename(&temporary, &path).await.ok()?;
+        Some(reached)
     }
 
     fn first_record(
@@ -191,16 +251,32 @@ impl<D: Disk> SegmentReader<D> {
         if let Some(loaded) = self.indexes.borrow_mut().get(&view.path) {
             return Ok(loaded);
         }
-        match self.index_from_files(view, end).await {
-            Some(index) => {
-                let (index, error) = self.scan(view, index, end).await?;
-                if error.is_none() {
-                    return Ok(self.keep(view, index, false));
-                }
-                self.rebuild(view, end).await
+        if let Some(index) = self.index_from_files(view, end).await {
+            let (index, error) = self.scan(view, index, end).await?;
+            if error.is_none() && fits(view, &index) {
+                return Ok(self.keep(view, index, false));
             }
-            None => self.rebuild(view, end).await,
+        } else if let Some(index) = self.partial_index(view, end).await {
+            let (index, error) = self.scan(view, index, end).await?;
+            if error.is_none() && fits(view, &index) {
+                return Ok(self.keep_made(view, index, true, false).await);
+            }
         }
+        self.rebuild(view, end).await
+    }
+
+    /// What a checkpoint kept of the index. Where there are gaps compaction may have put another segment in its place.
+    async fn partial_index(&self, view: &SegmentView, end: u64) -> Option<SegmentIndex> {
+        if view.live.is_none() && !view.contiguous {
+            return None;
+        }
+        let path = format!("{}.{PARTIAL_INDEX}", view.path);
+        let file = self.disk.read_file(&path, INDEX_FILE_BYTES_MAX).await.ok()?;
+        let (base, end_offset) = (view.base_offset.0, view.end_offset.0);
+        let mut index =
+            SegmentIndex::parse_partial(base, view.index_interval_bytes, end_offset, view.len, &file)?;
+        index.limit(end);
+        Some(index)
     }
 
     async fn index_from_files(&self, view: &SegmentView, end: u64) -> Option<SegmentIndex> {
@@ -220,15 +296,20 @@ impl<D: Disk> SegmentReader<D> {
         self.count(|metrics| metrics.indexes_rebuilt += 1);
         let index = SegmentIndex::new(view.base_offset.0, view.index_interval_bytes);
         let (index, error) = self.scan(view, index, end).await?;
+        Ok(self.keep_made(view, index, error.is_none(), true).await)
+    }
+
+    /// Keeps an index that a scan has made or completed, on disk, too, where it is `whole` and of a closed segment.
+    async fn keep_made(&self, view: &SegmentView, index: SegmentIndex, whole: bool, scanned: bool) -> Loaded {
         // The files of a compacted log are written by compaction alone: a scan that ends late would leave there what it saw
         // of the segment before.
-        if error.is_none() && view.live.is_none() && view.contiguous && self.is_current(view) {
+        if whole && view.live.is_none() && view.contiguous && self.is_current(view) {
             let mut closed = index.clone();
             closed.close();
             // Without the files the next look-up scans again: that is all that a failure costs.
             let _ = self.write_index(&view.path, &closed).await;
         }
-        Ok(self.keep(view, index, true))
+        self.keep(view, index, scanned)
     }
 
     fn keep(&self, view: &SegmentView, index: SegmentIndex, scanned: bool) -> Loaded {
@@ -281,6 +362,13 @@ impl<D: Disk> SegmentReader<D> {
         self.indexes.borrow_mut().remove(&view.path);
         self.rebuild(view, view.len).await.is_ok()
     }
+}
+
+/// Whether an index of a closed segment knows the timestamp that the log knows. A time index that was torn, or not written to
+/// its end, looks like any other.
+fn fits(view: &SegmentView, index: &SegmentIndex) -> bool {
+    let largest = index.largest_timestamp().map_or(-1, |largest| largest.timestamp);
+    view.live.is_some() || !view.contiguous || largest >= view.max_timestamp
 }
 
 /// Somebody loads or scans a segment's index.

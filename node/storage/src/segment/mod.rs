@@ -7,6 +7,7 @@
 //!   <20 digits>.log        batches
 //!   <20 digits>.index      (last offset of a batch - base offset, position of the batch), 8 bytes an entry
 //!   <20 digits>.timeindex  (greatest timestamp so far, last offset of its batch - base offset), 12 bytes
+//!   <20 digits>.partialindex  ours: of a segment that is being written, what both would hold of its first part
 //! ```
 //!
 //! | file | does |
@@ -34,6 +35,12 @@ use std::rc::Rc;
 
 use flumen_core::types::{LeaderEpoch, Offset};
 
+/// Extensions of the files that are derived from a segment.
+pub(crate) const INDEX_EXTENSIONS: [&str; 3] = ["index", "timeindex", PARTIAL_INDEX];
+/// What a checkpoint keeps of the index of a segment that is still written to. Checksummed, and only of what has come to
+/// stay: no recovery makes it wrong.
+pub(crate) const PARTIAL_INDEX: &str = "partialindex";
+
 pub use index::{IndexError, OffsetEntry, SegmentIndex, TimeEntry};
 pub use lookup::Found;
 pub(crate) use lookup::{Cursor, timestamp_of};
@@ -54,6 +61,8 @@ pub struct SegmentView {
     pub contiguous: bool,
     /// The index of the active segment; `None` for a closed one, whose index is loaded from its files.
     pub live: Option<Rc<RefCell<SegmentIndex>>>,
+    /// Greatest timestamp of its batches; -1 where it is not known.
+    pub max_timestamp: i64,
     /// `index.interval.bytes`, for the index of a closed segment that must be rebuilt.
     pub index_interval_bytes: u32,
     /// [`SegmentReader::era`] when this was known: another file may bear the path later.

@@ -63,6 +63,7 @@ fn view(batches: &[Batch]) -> SegmentView {
         len: last.position + last.bytes.len() as u64,
         contiguous: true,
         live: None,
+        max_timestamp: batches.iter().flat_map(|batch| &batch.times).max().copied().unwrap_or(-1),
         index_interval_bytes: INTERVAL,
         era: 0,
     }
@@ -247,6 +248,128 @@ fn index_files_that_are_of_no_use_are_rebuilt() {
         assert_eq!(Some(largest.timestamp), model, "a short index is continued");
         assert_eq!(reader.metrics().indexes_rebuilt, 0);
     });
+}
+
+/// A view of a segment that is written to, whose index knows only what came since recovery began at batch `from`.
+fn resumed(batches: &[Batch], from: usize) -> SegmentView {
+    let mut live = SegmentIndex::resume(BASE, INTERVAL, batches[from].position);
+    for batch in &batches[from..] {
+        let largest = *batch.times.iter().max().expect("records");
+        live.append(batch.position, batch.bytes.len() as u64, batch.last(), largest);
+    }
+    SegmentView { live: Some(Rc::new(RefCell::new(live))), ..view(batches) }
+}
+
+/// With what a checkpoint kept of its index an active segment is scanned from there alone; a damaged file is none.
+#[test]
+fn what_was_kept_of_an_index_is_continued() {
+    let batches = segment(7, 200, 300);
+    let mut whole = index_of(&batches);
+    let file = whole.partial_file(batches[120].position).expect("it has entries");
+    let damaged = (0..file.len()).step_by(7).map(|at| {
+        let mut file = file.clone();
+        file[at] ^= 1 << (at % 8);
+        (file, 1)
+    });
+    let cut = (0..file.len()).step_by(97).map(|len| (file[..len].to_vec(), 1));
+    let cases: Vec<(Vec<u8>, u64)> = [(file.clone(), 0)].into_iter().chain(damaged).chain(cut).collect();
+    whole.close();
+    for (file, rebuilt) in cases {
+        let (batches, expected) = (batches.clone(), (whole.offset_file(), whole.time_file()));
+        on_disk(async move |disk| {
+            store(&disk, &bytes(&batches), None).await;
+            disk.write_file(&format!("{PATH}.{PARTIAL_INDEX}"), &file, false).await.expect("written");
+            let reader = SegmentReader::new(disk.clone(), settings());
+            let active = resumed(&batches, 150);
+            for batch in batches.iter().rev() {
+                let got =
+                    reader.read(&active, Offset(batch.last()), 1, true, &any_epoch).await.expect("read");
+                assert_eq!(got.to_vec(), batch.bytes);
+            }
+            let largest = reader.largest_timestamp(&active).await.expect("read").expect("a timestamp");
+            assert_eq!(Some(largest.timestamp), batches.iter().flat_map(|batch| &batch.times).max().copied());
+            assert_eq!(reader.metrics().indexes_rebuilt, rebuilt);
+            // Of a segment that was closed meanwhile it serves as well, and goes when Kafka's two are there.
+            let reader = SegmentReader::new(disk.clone(), settings());
+            let first = reader.read(&view(&batches), Offset(BASE), 1, true, &any_epoch).await.expect("read");
+            assert_eq!(first.to_vec(), batches[0].bytes);
+            assert_eq!(reader.metrics().indexes_rebuilt, rebuilt);
+            let files = disk.files();
+            let written = (&files[&format!("{PATH}.index")], &files[&format!("{PATH}.timeindex")]);
+            assert_eq!(written, (&expected.0, &expected.1));
+            assert!(!files.contains_key(&format!("{PATH}.{PARTIAL_INDEX}")));
+        });
+    }
+}
+
+/// The batch with this one timestamp and of another length: those behind it move.
+fn retime(batches: &mut [Batch], number: usize, timestamp: i64) {
+    let one = &mut batches[number];
+    let mut builder = BatchBuilder::new(Compression::None).at(one.base, 3);
+    for time in &mut one.times {
+        *time = timestamp;
+        builder.push(NewRecord { timestamp, key: None, value: None, headers: &[] });
+    }
+    one.bytes = builder.build();
+    let mut position = 0;
+    for batch in batches {
+        batch.position = position;
+        position += batch.bytes.len() as u64;
+    }
+}
+
+/// After a restart the index is kept on from where the file ends, a piece at a time, and knows the greatest timestamp, which
+/// may lie anywhere and long before the last.
+#[test]
+fn an_index_is_kept_in_pieces_and_forgets_no_timestamp() {
+    for latest in [0, 60, 119, 149, 150, 151, 199] {
+        let late = 9_000_000;
+        let mut batches = segment(7, 200, 300);
+        retime(&mut batches, latest, late);
+        on_disk(async move |disk| {
+            store(&disk, &bytes(&batches), None).await;
+            let (active, end) = (resumed(&batches, 150), view(&batches).len);
+            let (mut reached, mut pieces) = (0, 0);
+            while reached < end {
+                let reader = SegmentReader::new(disk.clone(), settings());
+                let kept = reader.keep_index(&active, end, 1, 16 << 10).await.expect("it gets on");
+                assert!(kept > reached, "{kept} after {reached}");
+                (reached, pieces) = (kept, pieces + 1);
+            }
+            assert!(pieces > 2, "{pieces}");
+            let reader = SegmentReader::new(disk.clone(), settings());
+            for view in [resumed(&batches, 190), view(&batches)] {
+                let largest = reader.largest_timestamp(&view).await.expect("read").expect("a timestamp");
+                assert_eq!(largest, TimeEntry { timestamp: late, offset: batches[latest].last() });
+                let found = reader.offset_for_timestamp(&view, Timestamp(late), Offset(BASE)).await;
+                let found = found.expect("read").map(|found| found.offset.0);
+                assert_eq!(found, Some(batches[latest].base), "batch {latest}");
+            }
+            assert_eq!(reader.metrics().indexes_rebuilt, 0);
+        });
+    }
+}
+
+/// A time index that ends early looks like any other: what the log knows of its segment tells.
+#[test]
+fn a_time_index_that_was_torn_is_not_believed() {
+    let mut batches = segment(7, 200, 300);
+    // Before the last offset entry, so that no scan from there finds it.
+    retime(&mut batches, 100, 9_000_000);
+    let mut good = index_of(&batches);
+    good.close();
+    let (offsets, times) = (good.offset_file(), good.time_file());
+    for entries in 0..times.len() / 12 {
+        let (batches, offsets, times) = (batches.clone(), offsets.clone(), times[..entries * 12].to_vec());
+        on_disk(async move |disk| {
+            store(&disk, &bytes(&batches), Some((&offsets, &times))).await;
+            let reader = SegmentReader::new(disk, settings());
+            let view = view(&batches);
+            let largest = reader.largest_timestamp(&view).await.expect("read").expect("a timestamp");
+            assert_eq!(largest.timestamp, view.max_timestamp, "{entries} entries");
+            assert_eq!(reader.metrics().indexes_rebuilt, 1);
+        });
+    }
 }
 
 /// Flips each byte of a small segment in turn. What comes back is what was written, or an error that names a

@@ -322,6 +322,7 @@ fn engine_settings(shared: &Shared, shard: u16, shards: u16, incarnation: u64) -
         journal_files: scenario.journal_files,
         checkpoint_bytes: scenario.checkpoint_bytes,
         checkpoint_interval: scenario.checkpoint_interval,
+        index_keep_bytes: scenario.index_keep_bytes,
         retention_interval: std::time::Duration::from_millis(100),
         bulk_bytes_min: scenario.bulk_bytes_min,
         producer_expiration_ms: i64::MAX / 4,

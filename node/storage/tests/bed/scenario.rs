@@ -49,6 +49,7 @@ pub(crate) struct Scenario {
     pub(crate) compacts: bool,
     pub(crate) dedupe_buffer_bytes: usize,
     pub(crate) compaction_bytes_per_second: f64,
+    pub(crate) index_keep_bytes: u64,
 }
 
 impl Scenario {
@@ -85,6 +86,7 @@ impl Scenario {
             compacts: seed % 4 == 3,
             dedupe_buffer_bytes: pick(&mut apart, &[1, 1 << 20]),
             compaction_bytes_per_second: pick(&mut apart, &[500_000, usize::MAX]) as f64,
+            index_keep_bytes: pick(&mut apart, &[1, 8 << 10, usize::MAX]) as u64,
         }
     }
 
