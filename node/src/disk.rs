@@ -199,9 +199,10 @@ impl Disk for GlommioDisk {
         let handle = if self.direct {
             // glommio looks at the path again after it opened the file, and panics when it is gone by then.
             let opened = survive(options.dma_open(&full)).await;
-            Handle::Direct(opened.ok_or_else(|| named(io::ErrorKind::NotFound.into(), &full))??)
+            let opened = opened.ok_or_else(|| named(io::ErrorKind::NotFound.into(), &full))?;
+            Handle::Direct(opened.map_err(|error| passing(error.into()))?)
         } else {
-            Handle::Buffered(options.buffered_open(&full).await?)
+            Handle::Buffered(options.buffered_open(&full).await.map_err(|error| passing(error.into()))?)
         };
         Ok(GlommioFile { handle, path: path.into(), faults: self.faults.clone() })
     }
@@ -324,6 +325,14 @@ async fn survive<F: Future>(future: F) -> Option<F::Output> {
         None => Poll::Ready(None),
     })
     .await
+}
+
+/// A lack of descriptors passes as a lack of space does, and is met in the same way.
+fn passing(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => io::Error::new(io::ErrorKind::StorageFull, error),
+        _ => error,
+    }
 }
 
 enum Handle {

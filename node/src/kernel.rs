@@ -85,6 +85,13 @@ pub struct Place {
 
 /// Looks at everything, makes and locks the data folder.
 pub fn prepare(config: &Config) -> Result<Place, Trouble> {
+    let own = config.cluster_addr.to_string();
+    if let Some(other) = config.seeds.iter().map(ToString::to_string).find(|seed| *seed != own) {
+        return Err(Trouble(format!(
+            "--seeds names another node, {other}, and this version runs alone: each would be a cluster of its own, \
+             with data of its own. Leave --seeds away"
+        )));
+    }
     let mut warnings = Vec::new();
     let data_dir = &config.data_dir;
     std::fs::create_dir_all(data_dir).map_err(|error| {

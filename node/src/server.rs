@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::disk::{GlommioDisk, SyncGate};
 use crate::kernel::Place;
 use crate::mailbox::{self, Capacity};
+use crate::net::admission::Admission;
 use crate::runtime::{self, Seat, Stopper};
 use crate::shard::{self, ShardSeed, mail};
 use crate::startup;
@@ -49,6 +50,7 @@ pub(crate) struct NodeFacts {
     pub(crate) admin_addr: std::sync::OnceLock<SocketAddr>,
     /// What the watchdog has seen, by shard.
     pub(crate) health: std::sync::OnceLock<Box<dyn Fn() -> Vec<runtime::Health> + Send + Sync>>,
+    pub(crate) admission: Arc<Admission>,
     /// Shards that serve.
     pub(crate) serving: AtomicUsize,
 }
@@ -107,6 +109,7 @@ pub fn run(config: Config, place: &Place, stopper: Stopper) -> Result<(), String
         kafka_addr: std::sync::OnceLock::new(),
         admin_addr: std::sync::OnceLock::new(),
         health: std::sync::OnceLock::new(),
+        admission: Arc::new(Admission::new(place.open_files_max)),
         serving: AtomicUsize::new(0),
     });
     let capacity = Capacity { requests: mail::REQUESTS_MAX, calls: mail::CALLS_MAX };

@@ -66,6 +66,8 @@ pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 pub const OVERRIDES_MAX: usize = 512;
 /// Longest value of a setting, in bytes; Kafka's bound.
 pub const CONFIG_VALUE_BYTES_MAX: usize = 32_767;
+/// Most resources whose settings one request may change: it is decided in one go.
+pub const ALTERED_RESOURCES_MAX: usize = 10_000;
 /// Groups that have settings of their own; each is a record of metadata for ever.
 pub const CONFIGURED_GROUPS_MAX: usize = 10_000;
 /// Length of the id of a group that has settings of its own.

@@ -18,6 +18,9 @@ use crate::shard::Shard;
 /// is not here yet, so that stays out.
 pub(crate) const FEATURES: &[(&str, i16, i16)] = &[("group.version", 0, 1), ("metadata.version", 1, 29)];
 
+/// The first version in which a feature may have 0 as its lowest level.
+const LEVEL_0_VERSION: i16 = 4;
+
 pub(super) fn handle(shard: &Shard, request: &Request) -> Result<Response, Refusal> {
     let body: ApiVersionsRequest<'_> = request.body()?;
     let is_named = |name: &str| {
@@ -35,8 +38,11 @@ pub(super) fn handle(shard: &Shard, request: &Request) -> Result<Response, Refus
     }
     let image = shard.image();
     let mut answer = table();
+    // Clients from 3.3 to 3.8 take a lowest level of 0 for a broken answer, and end. Version 4 says that 0 is understood.
+    let is_understood = |min_version: i16| min_version > 0 || request.version >= LEVEL_0_VERSION;
     answer.supported_features = FEATURES
         .iter()
+        .filter(|(_, min_version, _)| is_understood(*min_version))
         .map(|(name, min_version, max_version)| SupportedFeatureKey {
             name,
             min_version: *min_version,

@@ -11,6 +11,7 @@
 //! there is one; a peer that hangs up ends its parked fetch at once; of one connection one fetch reads at a time, and
 //! it reads the less, the more all peers leave unread.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,6 +96,13 @@ fn begin(shard: &Shard, request: &Request) -> Result<Result<(Fetch, FetchContext
                 partition_max_bytes: asked.partition_max_bytes,
             },
         }));
+    }
+    // Of a partition that is named twice the last word counts, as in Kafka.
+    if named.len() > 1 {
+        let mut seen = HashSet::with_capacity(named.len());
+        named.reverse();
+        named.retain(|wanted| seen.insert((wanted.topic.clone(), wanted.partition)));
+        named.reverse();
     }
     let forgotten: Vec<(TopicKey, i32)> = body
         .forgotten_topics_data

@@ -14,7 +14,7 @@ use crate::net::response::Response;
 use crate::shard::Shard;
 
 /// What may be asked for, in the order of the answer. Of groups those are listed that have settings of their own.
-/// Subscriptions to clients' metrics have none here: their list is empty.
+/// Subscriptions to clients' metrics and loggers have none here: their lists are empty.
 const SUPPORTED: [i8; 5] = [GROUP, CLIENT_METRICS, BROKER_LOGGER, BROKER, TOPIC];
 
 pub(super) fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
@@ -46,7 +46,7 @@ fn list<'a>(image: &'a Image, nodes: &'a [String], asked: &[i8]) -> Vec<ConfigRe
     for kind in asked {
         let mut add = |name| resources.push(ConfigResource { resource_name: name, resource_type: *kind });
         match *kind {
-            BROKER | BROKER_LOGGER => nodes.iter().for_each(|node| add(node)),
+            BROKER => nodes.iter().for_each(|node| add(node)),
             GROUP => image.configured().for_each(|resource| {
                 if let Configured::Group(id) = resource {
                     add(id);
@@ -87,6 +87,6 @@ mod tests {
         let listed = list(&image, &nodes, &[32, 16, 8, 4, 2]);
         let listed: Vec<(i8, &str)> =
             listed.iter().map(|one| (one.resource_type, one.resource_name)).collect();
-        assert_eq!(listed, [(32, "g"), (8, "1"), (4, "1"), (2, "t")]);
+        assert_eq!(listed, [(32, "g"), (4, "1"), (2, "t")]);
     }
 }

@@ -104,7 +104,7 @@ async fn look_up(shard: &Shard, partition: PartitionId, query: Query) -> ListOff
         // Nothing is tiered, and nothing waits to be.
         LATEST_TIERED | EARLIEST_PENDING_UPLOAD => return response(index, ErrorCode::None, -1, -1, -1),
         MAX_TIMESTAMP => shard.engine.max_timestamp(slot).await,
-        timestamp if timestamp < 0 => return failed(ErrorCode::InvalidRequest),
+        timestamp if timestamp < 0 => return failed(ErrorCode::UnsupportedVersion),
         timestamp => shard.engine.offset_for_timestamp(slot, Timestamp(timestamp)).await,
     };
     match found {

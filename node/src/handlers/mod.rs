@@ -170,7 +170,10 @@ fn run(shard: Rc<Shard>, request: Request) {
         let Some(place) = request.place else { unreachable!("reserved before") };
         let (key, began, connection) = (request.key, request.began, Rc::clone(&request.connection));
         let pinned = request.pinned;
-        connection.room(place).await;
+        match may_be_large(key) {
+            true => connection.turn(place).await,
+            false => connection.room(place).await,
+        }
         let handled = handle(&shard, request).await;
         connection.unpin(pinned);
         match handled {
@@ -189,6 +192,23 @@ fn run(shard: Rc<Shard>, request: Request) {
         }
         shard.net.flush(&*shard);
     });
+}
+
+/// Whether few bytes may ask for many: of these a connection has one at a time.
+fn may_be_large(key: ApiKey) -> bool {
+    matches!(
+        key,
+        ApiKey::Metadata
+            | ApiKey::ListOffsets
+            | ApiKey::DescribeConfigs
+            | ApiKey::DescribeLogDirs
+            | ApiKey::DescribeProducers
+            | ApiKey::DescribeTopicPartitions
+            | ApiKey::DescribeGroups
+            | ApiKey::ConsumerGroupDescribe
+            | ApiKey::ListGroups
+            | ApiKey::OffsetFetch
+    )
 }
 
 async fn handle(shard: &Rc<Shard>, request: Request) -> Result<Response, Refusal> {

@@ -13,6 +13,7 @@
 //! - a frame is handled as soon as it is whole, and its bytes are shared, not copied, by those who need them;
 //! - a peer that does not read, or sends garbage, costs a bounded amount of memory and disturbs no other.
 
+pub(crate) mod admission;
 pub(crate) mod connection;
 pub(crate) mod response;
 
@@ -21,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -31,6 +33,7 @@ use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 use slab::Slab;
 
 use crate::sys;
+use admission::Admission;
 use connection::{Connection, ConnectionKey, Interest, Place, Sent};
 use response::Response;
 
@@ -57,8 +60,8 @@ const LISTENER: u64 = u64::MAX;
 pub(crate) struct NetLimits {
     /// `socket.request.max.bytes`.
     pub(crate) request_bytes_max: usize,
-    /// `max.connections`, of this shard.
-    pub(crate) connections_max: usize,
+    /// Who may connect.
+    pub(crate) admission: Arc<Admission>,
     /// `connections.max.idle.ms`.
     pub(crate) idle_max: Duration,
     /// Response bytes that peers who do not read may pin in this shard.
@@ -343,6 +346,7 @@ impl Net {
         // peer hears of it now.
         let _ = rustix::net::shutdown(connection.fd(), rustix::net::Shutdown::Both);
         self.connections.borrow_mut().remove(connection.key.slot as usize);
+        self.limits.admission.leave();
         // Its descriptor may be what was missing; else a sweep tries again.
         let _ = self.listen();
     }
@@ -395,10 +399,10 @@ impl Net {
             .and_then(|p| SocketAddr::try_from(p).ok())
             .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         let mut counters = self.counters.borrow_mut();
-        if self.connections.borrow().len() >= self.limits.connections_max {
+        if let Err(refused) = self.limits.admission.enter() {
             counters.refused += 1;
             drop(counters);
-            requests.complain(peer, "refused: max.connections is reached");
+            requests.complain(peer, refused);
             return;
         }
         counters.accepted += 1;
@@ -410,6 +414,8 @@ impl Net {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
         if epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(key.to_u64()), flags).is_ok() {
             entry.insert(Rc::new(Connection::new(key, socket, peer, self.now.get())));
+        } else {
+            self.limits.admission.leave();
         }
     }
 

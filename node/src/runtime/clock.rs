@@ -30,23 +30,29 @@ thread_local! {
     static SLEEPS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Waits.
+/// Waits. At least for a turn of the other tasks, however short the time: a loop with a sleep in it holds up nobody.
 pub fn sleep(time: Duration) -> Sleep {
     let number = SLEEPS.replace(SLEEPS.get() + 1);
-    Sleep { key: (uptime() + time, number), timer: glommio::timer::Timer::new(time) }
+    Sleep { key: (uptime() + time, number), timer: glommio::timer::Timer::new(time), given_way: false }
 }
 
 /// See [`sleep`].
 pub struct Sleep {
     key: (Duration, u64),
     timer: glommio::timer::Timer,
+    given_way: bool,
 }
 
 impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let gives_way = !std::mem::replace(&mut self.given_way, true);
         if uptime() >= self.key.0 {
+            if gives_way {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             return Poll::Ready(());
         }
         ALARMS.with_borrow_mut(|alarms| match alarms.get_mut(&self.key) {

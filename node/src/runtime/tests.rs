@@ -185,6 +185,26 @@ fn the_watchdog_wakes_a_shard_that_parked_with_runnable_work() {
     executors.join().pop().expect("one shard").expect("no panic");
 }
 
+#[test]
+fn a_loop_of_sleeps_without_length_holds_up_nobody() {
+    let turns = on_shard(|| async {
+        let stop = Rc::new(Cell::new(false));
+        let seen = stop.clone();
+        let looping = spawn("looping", async move {
+            let mut turns = 0;
+            while !seen.get() {
+                sleep(Duration::ZERO).await;
+                turns += 1;
+            }
+            turns
+        });
+        yield_now().await;
+        stop.set(true);
+        looping.await.expect("it ends")
+    });
+    assert!(turns >= 1);
+}
+
 /// The same fault before anything of a shard was polled, and when its main task is over: nothing of ours has a waker
 /// then that could be counted. With a timer of 5 us most executors park in their first turn.
 #[test]

@@ -13,9 +13,9 @@ use crate::probe::{self, Snapshot};
 impl Shard {
     /// The pages of the admin address.
     pub(super) fn pages(self: &Rc<Self>) -> Pages {
-        let (facts, shard) = (self.facts.clone(), Rc::clone(self));
+        let (serving, shard) = (Rc::clone(self), Rc::clone(self));
         Pages {
-            ready: Rc::new(move || facts.is_ready()),
+            ready: Rc::new(move || serving.facts.is_ready() && !serving.stopping.get()),
             metrics: Rc::new(move || {
                 let shard = Rc::clone(&shard);
                 Box::pin(async move { shard.metrics_of_all().await })

@@ -149,10 +149,11 @@ pub(crate) async fn run(
     let config = Rc::new(image.settings(facts.node_id, statics).broker_config());
     let limits = NetLimits {
         request_bytes_max: config.socket_request_max_bytes as usize,
-        connections_max: (config.max_connections as usize).div_ceil(count),
+        admission: Arc::clone(&facts.admission),
         idle_max: config.connections_max_idle_ms.map_or(Duration::MAX, Duration::from_millis),
         unsent_bytes_max: (facts.config.memory / UNSENT_SHARE) as usize / count,
     };
+    facts.admission.set_max(config.max_connections);
     let session_slots = (config.max_incremental_fetch_session_cache_slots as usize).div_ceil(count);
     let net = Net::new(listener, limits).map_err(|e| format!("cannot watch the listener: {e}"))?;
     let shard = Rc::new_cyclic(|shard: &Weak<Shard>| Shard {

@@ -158,7 +158,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         };
         self.reader.forget(&format!("{directory}/"));
         let number = self.disk.monotonic().as_nanos();
-        let grave = format!("{directory}.{:x}-{number:x}-delete", self.settings.incarnation.0);
+        let grave = grave(&directory, &format!("{:x}-{number:x}", self.settings.incarnation.0));
         let failed = |error| StorageError::Io(format!("removing {directory}"), error);
         self.disk.rename(&directory, &grave).await.map_err(failed)?;
         self.disk.sync_directory("").await.map_err(failed)?;
@@ -523,6 +523,16 @@ pub(crate) fn partition_metadata(id: PartitionId) -> String {
     format!("version: 0\ntopic_id: {}\n", id.topic)
 }
 
+/// Name of a partition's directory once it is deleted: at most 255 bytes, as file systems have it. Of a long topic's name the
+/// end stays, and with it the partition's number.
+fn grave(directory: &str, unique: &str) -> String {
+    const NAME_BYTES_MAX: usize = 255;
+    let room = NAME_BYTES_MAX - (unique.len() + ".-delete".len());
+    // Names of topics are ASCII.
+    let kept = directory.get(directory.len().saturating_sub(room)..).unwrap_or_default();
+    format!("{kept}.{unique}-delete")
+}
+
 /// Makes the directory of a new partition durable. What bears its name already is of an older topic, or of a creation
 /// that a crash cut short: it goes.
 pub(crate) async fn make_directory<D: Disk>(
@@ -531,7 +541,7 @@ pub(crate) async fn make_directory<D: Disk>(
     directory: &str,
 ) -> std::io::Result<()> {
     if disk.list(directory).await.is_ok() {
-        let grave = format!("{directory}.{:x}-delete", disk.monotonic().as_nanos());
+        let grave = grave(directory, &format!("{:x}", disk.monotonic().as_nanos()));
         disk.rename(directory, &grave).await?;
         disk.sync_directory("").await?;
         disk.remove_directory(&grave).await?;

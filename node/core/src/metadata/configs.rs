@@ -11,7 +11,7 @@ use crate::config::{
     Kind, Overrides, Setting, Settings, Update, broker_setting, check_broker_setting, check_group_setting,
     check_topic_setting, group_setting, list_items, topic_setting, unknown,
 };
-use crate::limits::{CONFIGURED_GROUP_ID_BYTES_MAX, CONFIGURED_GROUPS_MAX};
+use crate::limits::{ALTERED_RESOURCES_MAX, CONFIGURED_GROUP_ID_BYTES_MAX, CONFIGURED_GROUPS_MAX};
 use crate::types::NodeId;
 
 /// What is done to one setting.
@@ -162,6 +162,12 @@ impl Controller<'_> {
         validate_only: bool,
         change: impl Fn(&ConfigResource, &Overrides, &[ConfigChange<'_>]) -> Result<Overrides, Refused>,
     ) -> Decision<Vec<Result<(), Refused>>> {
+        if resources.len() > ALTERED_RESOURCES_MAX {
+            let text = format!("More than {ALTERED_RESOURCES_MAX} resources in one request.");
+            let refused = || Err(Refused::new(ErrorCode::InvalidRequest, text.clone()));
+            let responses = resources.iter().map(|_| refused()).collect();
+            return self.draft().into_decision(responses, validate_only);
+        }
         let twice = duplicates(resources.iter().map(|one| (one.resource_type, one.resource_name)));
         let mut draft = self.draft();
         let mut responses = Vec::with_capacity(resources.len());
@@ -294,7 +300,8 @@ fn set(
         ConfigResource::Group(_) => check_group_setting(name, value)?,
     };
     check_updatable(resource, setting)?;
-    overrides.insert(setting.name.to_owned(), value.to_owned());
+    // Blanks around it mean nothing.
+    overrides.insert(setting.name.to_owned(), value.trim().to_owned());
     Ok(())
 }
 

@@ -144,7 +144,7 @@ impl Controller<'_> {
                 return Err(Refused::new(ErrorCode::InvalidConfig, text));
             };
             let setting = check_topic_setting(name, value)?;
-            overrides.insert(setting.name.to_owned(), (*value).to_owned());
+            overrides.insert(setting.name.to_owned(), value.trim().to_owned());
         }
         self.settings(&draft.image).check_topic(&overrides)?;
         Ok(overrides)

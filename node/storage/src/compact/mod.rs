@@ -44,6 +44,9 @@ use crate::segment::SegmentError;
 
 pub(crate) use swap::parse_swap_name;
 
+/// Shortest rest when there is nothing to do, whatever `log.cleaner.backoff.ms` says.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+
 /// What a partition knows of its compaction.
 #[derive(Debug, Default)]
 pub(crate) struct Compaction {
@@ -133,7 +136,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             state.slots().iter().any(compacted)
         };
         if any {
-            let backoff = self.compaction_settings.borrow().backoff;
+            let backoff = self.compaction_settings.borrow().backoff.max(BACKOFF_MIN);
             let sleep = std::pin::pin!(self.disk.sleep(backoff));
             select(self.compaction_work.wait(), sleep).await;
         } else {

@@ -57,7 +57,9 @@ impl<D: Disk> Recovery<'_, D> {
             };
             if !is_own {
                 // Nothing was acknowledged before the directory was durable: it is another topic's, or half made.
-                make_directory(self.disk, id, &directory).await.map_err(failed(&directory))?;
+                if let Err(error) = make_directory(self.disk, id, &directory).await {
+                    self.offline(id, format!("{directory}: {error}"), None);
+                }
             }
         }
         Ok(())
