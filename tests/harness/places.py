@@ -11,6 +11,7 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
 # Filled by tests/install.
 CLIENTS = TARGET / "clients"
 KAFKA_JARS = CLIENTS / "kafka-jars"
+KAFKA_3_JARS = CLIENTS / "kafka-3-jars"
 DATA = CLIENTS / "vega-datasets" / "package" / "data"
 # Built from tests/clients, a workspace of its own.
 PROGRAMS = CLIENTS / "programs" / "release"
@@ -68,12 +69,13 @@ def java(
     *arguments: str,
     options: tuple[str, ...] = (),
     class_path: tuple[pathlib.Path, ...] = (),
+    jars: pathlib.Path = KAFKA_JARS,
 ) -> list[str]:
     """The command line that runs `main_class` with Kafka's jars on the class path."""
-    if not KAFKA_JARS.is_dir():
-        raise FileNotFoundError(f"{KAFKA_JARS} is missing: run tests/install")
+    if not jars.is_dir():
+        raise FileNotFoundError(f"{jars} is missing: run tests/install")
     quiet = f"-Dlog4j2.configurationFile={TESTS / 'peers' / 'kafka' / 'log4j2.properties'}"
-    joined = ":".join([f"{KAFKA_JARS}/*", *map(str, class_path)])
+    joined = ":".join([f"{jars}/*", *map(str, class_path)])
     return ["java", quiet, *options, "-cp", joined, main_class, *arguments]
 
 

@@ -37,6 +37,7 @@ KAFKA_STORAGE_ERROR = 56
 INVALID_RECORD = 87
 # A kind of resource that has settings.
 TOPIC = 2
+BROKER = 4
 
 
 def string(text: str | None) -> bytes:
@@ -296,10 +297,20 @@ def create_topic(
 
 
 def alter_topic(connection: Connection, topic: str, settings: dict[str, str]) -> int:
-    """IncrementalAlterConfigs v0, each setting set; returns the error code."""
-    topic_resource, set_value = bytes([TOPIC]), b"\0"
+    """Sets settings of a topic; returns the error code."""
+    return _alter(connection, TOPIC, topic, settings)
+
+
+def alter_broker(connection: Connection, settings: dict[str, str]) -> int:
+    """Sets settings of all brokers; returns the error code."""
+    return _alter(connection, BROKER, "", settings)
+
+
+def _alter(connection: Connection, kind: int, resource: str, settings: dict[str, str]) -> int:
+    """IncrementalAlterConfigs v0, each setting set."""
+    set_value = b"\0"
     changes = [string(name) + set_value + string(value) for name, value in settings.items()]
-    body = array([topic_resource + string(topic) + array(changes)]) + b"\0"
+    body = array([bytes([kind]) + string(resource) + array(changes)]) + b"\0"
     reader = connection.call(INCREMENTAL_ALTER_CONFIGS, 0, body)
     reader.take("i"), reader.take("i")
     return reader.take("h")

@@ -272,11 +272,13 @@ def test_brokers_that_are_killed_in_the_midst_are_compared(tmp_path):
     assert "bare write and sync" in {name for name, _ in drawn.figures[0]}
 
 
+@pytest.mark.alone
 def test_the_generator_shows_stalls_as_they_are():
     printed = bench("selftest", "--stall-ms", "200", "--every-ms", "1000", "--stalls", "3").stdout
     assert "the histogram shows the stalls within 2 %" in printed
 
 
+@pytest.mark.alone
 def test_limits_of_the_machine(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

@@ -101,6 +101,17 @@ def test_does_not_wait_for_what_its_limits_keep_out(broker, topic):
         assert len(read[2]) == 4 * len(BATCH)
 
 
+def test_a_partition_that_is_named_twice_is_read_once(broker, topic):
+    """The last word counts."""
+    with wire.Connection(broker.port) as connection:
+        wire.create_served_topic(connection, topic, 1)
+        append(connection, topic, 0, 2)
+        answer = connection.call(wire.FETCH, 4, wire.fetch_body(topic, [(0, 0)] * 1000 + [(0, 1)]))
+        answer.take("i")
+        assert (answer.take("i"), answer.string(), answer.take("i")) == (1, topic, 1)
+        assert wire.fetch(connection, topic, 1)[2] == answer.data[-len(BATCH) :]
+
+
 def test_hears_of_the_end_of_its_topic(broker, topic):
     with wire.Connection(broker.port) as admin, wire.Connection(broker.port) as consumer:
         wire.create_served_topic(admin, topic, 1)

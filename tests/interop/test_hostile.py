@@ -82,6 +82,19 @@ def test_unknown_version_of_api_versions(broker, connection):
     assert wire.api_versions(connection)
 
 
+def test_no_feature_begins_at_0_before_version_4(broker, connection):
+    """Java clients from 3.3 to 3.8 end themselves over that."""
+
+    def told(version):
+        name_and_version = b"\5test\2" + b"1"
+        connection.send(wire.API_VERSIONS, version, b"\0" + name_and_version + b"\0")
+        return connection.receive_frame()
+
+    # Once among those that are known, once among those in force.
+    assert [told(version).count(b"group.version") for version in (3, 4)] == [1, 2]
+    assert [told(version).count(b"metadata.version") for version in (3, 4)] == [2, 2]
+
+
 def test_produce_0_to_2_is_advertised_and_refused(broker, connection):
     assert wire.api_versions(connection)[wire.PRODUCE] == (0, 13)
     connection.send(wire.PRODUCE, 2, struct.pack(">hi", -1, 1000) + wire.array([]))
@@ -540,6 +553,20 @@ def test_more_than_max_connections(own_broker):
             deadline = time.monotonic() + 10
             while not wire.answers(broker.port):
                 assert time.monotonic() < deadline, "no room after all have left"
+
+
+def test_max_connections_is_of_all_shards_and_may_change(own_broker):
+    broker = own_broker(settings={"max.connections": "5"})
+    is_let_in = wire.answers
+    with contextlib.ExitStack() as held:
+        inside = [held.enter_context(wire.Connection(broker.port)) for _ in range(5)]
+        for one in inside:
+            wire.api_versions(one)
+        assert not is_let_in(broker.port)
+        assert wire.alter_broker(inside[0], {"max.connections": "6"}) == wire.NONE
+        deadline = time.monotonic() + 10
+        while not is_let_in(broker.port):
+            assert time.monotonic() < deadline, "the new value is not heard"
 
 
 def test_reconnects(broker):

@@ -1,5 +1,6 @@
-"""The Java client 4.x, mostly with its default settings; the checks are in JavaCheck.java."""
+"""The Java client 4.x, mostly with its default settings; the checks are in JavaCheck.java. And the one before."""
 
+import json
 import pathlib
 
 import pytest
@@ -26,3 +27,16 @@ def classes(tmp_path_factory) -> pathlib.Path:
 def test_java_client(broker, classes, topic, check):
     command = places.java("JavaCheck", broker.address, topic, check, class_path=(classes,))
     assert places.run(command) == b"passed\n"
+
+
+def test_the_client_before_4(broker, topic):
+    def tool(name, *arguments):
+        main = f"org.apache.kafka.tools.{name}"
+        options = ("--bootstrap-server", broker.address, "--topic", topic, "--max-messages", "1000", *arguments)
+        said = places.run(places.java(main, *options, jars=places.KAFKA_3_JARS)).decode().splitlines()
+        return [json.loads(line) for line in said if line.startswith("{")]
+
+    assert tool("VerifiableProducer", "--acks", "-1")[-1]["acked"] == 1000
+    told = tool("VerifiableConsumer", "--group-id", topic, "--reset-policy", "earliest", "--verbose")
+    assert [one["value"] for one in told if one["name"] == "record_data"] == [str(n) for n in range(1000)]
+    assert [one["offsets"][0]["offset"] for one in told if one["name"] == "offsets_committed"][-1] == 1000

@@ -155,6 +155,33 @@ def test_the_topic_of_offsets_is_made_as_it_must_be_whoever_asks_first(own_broke
         assert answer.take("h") == wire.INVALID_REQUEST
 
 
+def test_a_topic_with_the_longest_name_comes_and_goes(own_broker):
+    """Its directory's name leaves no room for what a deleted one is called."""
+    broker = own_broker()
+    name = "x" * 249
+    batch = wire.Batch([b"of the last one"]).encode()
+    with wire.Connection(broker.port) as connection:
+        for _ in range(2):
+            wire.create_served_topic(connection, name, 2)
+            assert wire.produce(connection, [(name, n, batch) for n in range(2)]) == [(wire.NONE, 0)] * 2
+            connection.call(wire.DELETE_TOPICS, 1, wire.array([wire.string(name)]) + struct.pack(">i", 10_000))
+        wire.create_served_topic(connection, name, 2)
+        assert wire.produce(connection, [(name, n, batch) for n in range(2)]) == [(wire.NONE, 0)] * 2
+    broker.kill()
+    broker.start()
+    with wire.Connection(broker.port) as connection:
+        assert all(b"of the last one" in wire.fetch(connection, name, 0, partition)[2] for partition in range(2))
+
+
+def test_a_cleaner_that_never_rests_holds_up_nobody(own_broker):
+    broker = own_broker(settings={"log.cleaner.backoff.ms": "0"})
+    with wire.Connection(broker.port) as connection:
+        wire.create_served_topic(connection, "compacted", 4, {"cleanup.policy": "compact"})
+    # On each shard.
+    assert all(wire.answers(broker.port) for _ in range(40))
+    assert broker.stop() == 0
+
+
 def test_stop_with_clients_that_wait(own_broker):
     """A parked fetch and an idle connection do not hold it up."""
     broker = own_broker()

@@ -211,14 +211,12 @@ pub enum PlantedBug {
     TombstoneDroppedEarly,
     /// Recovery removes a `.swap` that the checkpoint counts on.
     SwapDiscarded,
-    /// A checkpoint keeps of an active segment's index also what no checkpoint covers yet.
-    IndexKeptAhead,
 }
 
 #[cfg(feature = "planted-bugs")]
 impl PlantedBug {
     /// All of them.
-    pub const ALL: [PlantedBug; 17] = [
+    pub const ALL: [PlantedBug; 16] = [
         PlantedBug::AnswerBeforeSync,
         PlantedBug::ExtentBeforeSync,
         PlantedBug::CheckpointBeforeFill,
@@ -235,7 +233,6 @@ impl PlantedBug {
         PlantedBug::OldRemovedBeforeSwap,
         PlantedBug::TombstoneDroppedEarly,
         PlantedBug::SwapDiscarded,
-        PlantedBug::IndexKeptAhead,
     ];
 }
 

@@ -533,7 +533,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 left -= 1;
                 let view = partition.view(partition.log.segments().len() - 1, self.reader.era());
                 partition.tended = true;
-                (view, if planted!(self.settings, IndexKeptAhead) { u64::MAX } else { end.position })
+                (view, end.position)
             };
             let reached = self.reader.keep_index(&view, position, grown_min, INDEX_SCAN_BYTES_MAX).await;
             if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
