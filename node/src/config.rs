@@ -144,12 +144,23 @@ impl Config {
         let kafka_addr = address(given.take("kafka-addr"), "127.0.0.1:9092")?;
         let seeds = seeds(given.take("seeds"))?;
         let is_alone = kafka_addr.ip().is_loopback() && seeds.is_empty();
-        let settings = settings(&given.settings, node_id, is_alone, &mut warnings)?;
+        let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
+        let kafka_advertised = given.take("kafka-advertised").map(|given| host_port(&given)).transpose()?;
+        let (number, folder) = (node_id.to_string(), data_dir.display().to_string());
+        let mut flags = vec![
+            ("node.id", number.clone()),
+            ("broker.id", number),
+            ("log.dir", folder.clone()),
+            ("log.dirs", folder),
+            ("listeners", format!("PLAINTEXT://{kafka_addr}")),
+        ];
+        flags.extend(kafka_advertised.iter().map(|at| ("advertised.listeners", format!("PLAINTEXT://{at}"))));
+        let settings = settings(&given.settings, &flags, is_alone, &mut warnings)?;
         Ok(Config {
             node_id: NodeId(node_id),
-            data_dir: std::path::absolute(&data_dir).unwrap_or(data_dir),
+            data_dir,
             kafka_addr,
-            kafka_advertised: given.take("kafka-advertised").map(|given| host_port(&given)).transpose()?,
+            kafka_advertised,
             admin_addr: address(given.take("admin-addr"), "127.0.0.1:9644")?,
             cluster_addr: address(given.take("cluster-addr"), "127.0.0.1:7946")?,
             seeds,
@@ -259,7 +270,7 @@ fn seeds(given: Option<Given>) -> Result<Vec<HostPort>, Mistake> {
 
 fn settings(
     given: &[(String, Given)],
-    node_id: i32,
+    flags: &[(&'static str, String)],
     is_alone: bool,
     warnings: &mut Vec<String>,
 ) -> Result<Settings, Mistake> {
@@ -275,7 +286,9 @@ fn settings(
     for name in NO_WAIT_ALONE.into_iter().filter(|name| is_alone && !is_given(*name)) {
         statics.set(name, "0").map_err(|error| wrong(name, error))?;
     }
-    statics.set_from_flag("node.id", &node_id.to_string()).map_err(|error| wrong("--node-id", error))?;
+    for (name, value) in flags {
+        statics.set_from_flag(name, value).map_err(|error| wrong(name, error))?;
+    }
     statics.check().map_err(|error| wrong("settings", error))?;
     warnings.extend(statics.without_effect().map(|name| format!("the setting {name} has no effect here")));
     Ok(Settings { statics: Arc::new(statics), ..Settings::default() })

@@ -168,7 +168,12 @@ async fn serve(seat: Seat, role: Role, facts: Arc<NodeFacts>, stopper: &Stopper)
                 listener,
                 post,
                 image: Arc::clone(&opened.image),
-                engine: startup::engine_settings(&facts, ShardId(index as u16), &opened.folder),
+                engine: startup::engine_settings(
+                    &facts,
+                    ShardId(index as u16),
+                    &opened.folder,
+                    &opened.image,
+                ),
                 recovered,
                 stop: stopper.subscribe(),
             });

@@ -77,7 +77,7 @@ pub(crate) async fn open(facts: &NodeFacts, listening: SocketAddr) -> Result<Ope
     write(&mut log, &mut image, registered).await?;
 
     let settings = RecoverySettings {
-        producer_expiration_ms: producer_expiration_ms(facts),
+        producer_expiration_ms: producer_expiration_ms(facts, &image),
         ..RecoverySettings::new(incarnation, identity.directory_id.0)
     };
     let recovered = recover(&disk, &settings, &known_partitions(facts, &image)).await.map_err(text)?;
@@ -156,12 +156,17 @@ fn known_partitions(facts: &NodeFacts, image: &Image) -> HashMap<PartitionId, Kn
 }
 
 /// How the engine of one shard is set up: the node's memory, dealt out.
-pub(crate) fn engine_settings(facts: &NodeFacts, shard: ShardId, folder: &Folder) -> EngineSettings {
+pub(crate) fn engine_settings(
+    facts: &NodeFacts,
+    shard: ShardId,
+    folder: &Folder,
+    image: &Image,
+) -> EngineSettings {
     let (shards, memory) = (facts.config.shards, facts.config.memory as usize);
     let usual = EngineSettings::new(shard, shards, folder.incarnation, folder.directory_id.0, memory);
     EngineSettings {
         retention_interval: Duration::from_millis(facts.config.broker.log_retention_check_interval_ms),
-        producer_expiration_ms: producer_expiration_ms(facts),
+        producer_expiration_ms: producer_expiration_ms(facts, image),
         ..usual
     }
 }
@@ -183,8 +188,10 @@ pub(crate) fn compaction_settings(facts: &NodeFacts, config: &BrokerConfig) -> C
     }
 }
 
-fn producer_expiration_ms(facts: &NodeFacts) -> i64 {
-    i64::try_from(facts.config.broker.producer_id_expiration_ms).unwrap_or(i64::MAX)
+/// As it is at the start, with what was set while a node ran: a change takes effect with the next start.
+fn producer_expiration_ms(facts: &NodeFacts, image: &Image) -> i64 {
+    let config = image.settings(facts.node_id, &facts.statics).broker_config();
+    i64::try_from(config.producer_id_expiration_ms).unwrap_or(i64::MAX)
 }
 
 /// 16 random bytes in the form of a UUID, version 4.

@@ -119,3 +119,21 @@ fn a_node_alone_on_this_machine_does_not_delay_groups() {
     assert_eq!((interval(""), interval("--kafka-addr 0.0.0.0:9092")), (0, 1_000));
     assert_eq!(interval("--set group.consumer.assignment.interval.ms=700"), 700);
 }
+
+#[test]
+fn what_flags_say_is_described_under_kafkas_names() {
+    let config = load("--node-id 7 --data-dir /d --kafka-addr 127.0.0.1:5 --kafka-advertised h:6", &[])
+        .expect("valid");
+    let shown =
+        |name| config.settings.describe_broker(flumen_core::config::broker_setting(name).expect("known"));
+    for (name, value) in [
+        ("node.id", "7"),
+        ("broker.id", "7"),
+        ("log.dirs", "/d"),
+        ("listeners", "PLAINTEXT://127.0.0.1:5"),
+        ("advertised.listeners", "PLAINTEXT://h:6"),
+    ] {
+        let shown = shown(name);
+        assert_eq!((shown.value.as_deref(), shown.source.code()), (Some(value), 4), "{name}");
+    }
+}
