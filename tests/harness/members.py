@@ -42,7 +42,7 @@ SETTINGS = {
 }
 RECORDS_PER_BATCH = 5
 # A JVM that starts quickly and stays small.
-JVM = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+JVM = ("-Xmx128m", *places.QUICK_JVM)
 
 
 def command(client: str) -> list[str]:

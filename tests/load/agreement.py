@@ -40,6 +40,7 @@ def theirs(address: str, topic: str, in_flight: int, records: int) -> tuple[floa
             "org.apache.kafka.tools.ProducerPerformance", "--topic", topic, "--num-records", str(records),
             "--record-size", str(SIZE), "--throughput", "-1", "--producer-props",
             *(f"{name}={value}" for name, value in properties.items()),
+            options=(),
         ),
         timeout_s=600,
     ).decode()  # fmt: skip
