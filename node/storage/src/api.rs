@@ -34,8 +34,8 @@ pub struct EngineSettings {
     pub checkpoint_bytes: u64,
     /// Time after which a checkpoint is due when anything is dirty.
     pub checkpoint_interval: Duration,
-    /// Bytes that an active segment grows by until a checkpoint keeps its index, too: about what the first read after a
-    /// crash scans at most. The last checkpoint of a life keeps it after a 256th of that.
+    /// Bytes that an active segment grows by until a checkpoint keeps its index, too: about what the first read of it
+    /// after a crash scans. The last checkpoint of a life keeps it after a 256th of that.
     pub index_keep_bytes: u64,
     /// Time between two looks for segments to delete or to roll (`log.retention.check.interval.ms`).
     pub retention_interval: Duration,

@@ -23,8 +23,7 @@ use super::{Interrupted, Swap};
 use crate::disk::Disk;
 use crate::engine::{Engine, planted};
 use crate::partition::segment_path;
-use crate::segment::INDEX_EXTENSIONS;
-use crate::segment::SegmentIndex;
+use crate::segment::{INDEX_EXTENSIONS, SegmentIndex};
 
 /// A segment that is whole and synced under its `.cleaned` name.
 pub(super) struct Cleaned {
