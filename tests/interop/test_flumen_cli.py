@@ -122,7 +122,15 @@ def test_configs(broker, topic):
     refused = run(broker, "config", "set", "topic", topic, "segment.ms=soon")
     assert refused.status == 1 and "INVALID_CONFIG" in refused.err
     broker_id = good(broker, "cluster", "info", "--format", "json").json["brokers"][0]["id"]
-    assert "num.partitions" in good(broker, "config", "get", "broker", broker_id).text
+    shown = good(broker, "config", "get", "broker", broker_id).text
+    assert "num.partitions" in shown
+    # What has no value is not for that a secret.
+    secret = {
+        one["name"]
+        for one in good(broker, "config", "get", "broker", broker_id, "--format", "json").json
+        if one["sensitive"] and one["value"] is None
+    }
+    assert {line.split()[0] for line in shown.splitlines() if " (secret) " in line} == secret
 
 
 def test_cluster(broker):
@@ -287,6 +295,23 @@ def test_follow_until_interrupted(broker, topic):
             assert follower.wait(20) == 0
         finally:
             follower.kill()
+
+
+def test_an_interrupt_before_the_end_is_told(broker, topic):
+    """Nobody reads its output, so it stands still in the midst; what it has begun to print is printed."""
+    create(broker, topic)
+    lines = b"".join(b"%0999d\n" % n for n in range(16_000))
+    good(broker, "produce", topic, input=lines)
+    with subprocess.Popen(command(broker, "consume", topic), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
+        try:
+            first = reader.stdout.readline()
+            reader.send_signal(signal.SIGINT)
+            rest = reader.stdout.read()
+            assert reader.wait(20) == 130
+            assert b"interrupted" in reader.stderr.read()
+            assert lines.startswith(first + rest) and len(first + rest) < len(lines)
+        finally:
+            reader.kill()
 
 
 @pytest.mark.parametrize("kind", ["flumen", "kafka"])

@@ -72,11 +72,38 @@ async fn get(
     }
     let mut table = Table::new(&[Column::Whole("SETTING"), Column::Text("VALUE"), Column::Whole("FROM")]);
     for config in shown {
-        let value = match &config.value {
-            None => "(secret)".to_owned(),
-            Some(value) => value.clone(),
-        };
-        table.row(vec![config.name.clone(), value, config.source.to_owned()]);
+        table.row(vec![config.name.clone(), value_of(config).to_owned(), config.source.to_owned()]);
     }
     out.table(&table)
+}
+
+/// As it is shown. A secret is not; a setting may also have no value at all.
+pub(crate) fn value_of(config: &Config) -> &str {
+    match &config.value {
+        Some(value) => value,
+        None if config.sensitive => "(secret)",
+        None => "-",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_secrets_are_called_so() {
+        let config = |value: Option<&str>, sensitive| Config {
+            name: "n".to_owned(),
+            value: value.map(str::to_owned),
+            source: "default",
+            is_set: false,
+            read_only: false,
+            sensitive,
+        };
+        for (value, sensitive, shown) in
+            [(Some("5"), false, "5"), (None, false, "-"), (None, true, "(secret)"), (Some(""), false, "")]
+        {
+            assert_eq!(value_of(&config(value, sensitive)), shown);
+        }
+    }
 }

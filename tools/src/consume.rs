@@ -12,13 +12,14 @@ use crate::offset_spec::OffsetSpec;
 use crate::output::{Out, StatusLine};
 use crate::record_format::{self, RecordFormat};
 use flumen_client::cluster::EARLIEST;
-use flumen_client::consumer::{Consumer, ConsumerSettings, Fetched, offsets_at};
+use flumen_client::consumer::{Consumer, ConsumerSettings, Fetched, Reset, offsets_at};
 use flumen_client::error::Error;
 use flumen_client::group::{Assignor, GroupMember, GroupSettings};
 use flumen_client::metadata::TopicPartition;
 use flumen_client::{Cluster, runtime};
 use flumen_wire::ErrorCode;
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -90,7 +91,8 @@ pub(crate) async fn run(cluster: &Cluster, options: ConsumeOptions, out: &mut Ou
         }
     };
     reader.printer.finish()?;
-    result
+    result?;
+    if reader.was_cut() { Err(Failure::Interrupted) } else { Ok(()) }
 }
 
 /// Reads what is assigned, and prints it.
@@ -145,6 +147,11 @@ impl Reader<'_> {
         self.interrupt.is_asked() || self.printer.is_full() || (!self.follow && self.is_at_end())
     }
 
+    /// Whether the user ended it before there was nothing left to do. With `--follow` there is no other end.
+    fn was_cut(&self) -> bool {
+        self.interrupt.is_asked() && !self.follow && !self.printer.is_full() && !self.is_at_end()
+    }
+
     fn is_at_end(&self) -> bool {
         self.ends.iter().all(|(at, end)| {
             self.consumer.positions().get(at).is_none_or(|position| {
@@ -156,7 +163,11 @@ impl Reader<'_> {
 
     /// Prints what comes within a tick.
     async fn step(&mut self) -> Result<(), Failure> {
-        let polled = runtime::timeout(TICK, self.consumer.poll()).await.transpose()?;
+        let polled = runtime::timeout(TICK, self.consumer.poll()).await.transpose();
+        for reset in self.consumer.take_resets() {
+            self.printer.tell_reset(&reset);
+        }
+        let polled = polled?;
         for fetched in polled.into_iter().flatten() {
             let end = self.ends.get(&fetched.at).copied().unwrap_or(i64::MAX);
             self.printer.print(&fetched, end)?;
@@ -316,7 +327,8 @@ impl<'o> Printer<'o> {
         let at = &fetched.at;
         let mut failed = None;
         let mut next = fetched.next_offset.min(end);
-        let _whole = fetched.for_each(|record| {
+        let mut printed = fetched.asked;
+        let walked = fetched.for_each(|record| {
             if self.left == Some(0) || record.offset >= end {
                 next = next.min(record.offset);
                 return ControlFlow::Break(());
@@ -336,17 +348,31 @@ impl<'o> Printer<'o> {
             self.records += 1;
             self.bytes += record.size as u64;
             self.left = self.left.map(|left| left - 1);
+            printed = record.offset + 1;
             if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
+        });
         if let Some(failure) = failed {
             return Err(failure);
         }
+        // What comes before a record that cannot be read is printed.
         self.out.write(&self.buffer)?;
         self.buffer.clear();
+        if walked.is_err() {
+            next = printed;
+        }
         if let Some(position) = self.positions.get_mut(at) {
             *position = next.max(*position);
         }
+        walked?;
         Ok(())
+    }
+
+    /// The output goes on elsewhere than it says.
+    fn tell_reset(&mut self, reset: &Reset) {
+        self.status.clear();
+        let Reset { at, from, to } = reset;
+        let what = if to > from { "was deleted" } else { "is behind the end of the log" };
+        let _ = writeln!(io::stderr(), "flumen: {at}: offset {from} {what}; reading goes on at {to}");
     }
 
     /// Lets what is printed be seen, and shows how it goes.

@@ -2,6 +2,7 @@
 
 use crate::amount;
 use crate::cli::TopicCommand;
+use crate::config::value_of;
 use crate::failure::Failure;
 use crate::output::{Column, Out, Table};
 use flumen_client::Cluster;
@@ -183,7 +184,7 @@ fn describe_table(
         amount::count(records)
     ))?;
     for config in configs.iter().filter(|config| config.is_set) {
-        let value = config.value.as_deref().unwrap_or("(secret)");
+        let value = value_of(config);
         out.line(&format!("  {} = {value}  ({})", config.name, config.source))?;
     }
     let mut table = Table::new(&[

@@ -65,6 +65,17 @@ pub struct Position {
     pub end: i64,
 }
 
+/// A position that was outside of the log, and where reading went on instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reset {
+    /// Which partition.
+    pub at: TopicPartition,
+    /// The offset that the log does not have, or has no more.
+    pub from: i64,
+    /// The next one that is read.
+    pub to: i64,
+}
+
 /// A fetch that is open: its leader, what was asked from where, and what comes of it.
 type Open = LocalBoxFuture<'static, (i32, Asked, Result<Answer<FetchRequest<'static>>, Error>)>;
 type Asked = Vec<(TopicPartition, i64)>;
@@ -81,6 +92,8 @@ pub struct Consumer {
     backoff: Option<Backoff>,
     /// What is to be done before the next fetch; survives a [`Consumer::poll`] that is dropped.
     recovery: Option<Recovery>,
+    /// What [`Consumer::take_resets`] hands out: of a partition the last one.
+    resets: BTreeMap<TopicPartition, Reset>,
 }
 
 /// A pause, then new metadata, then new positions for partitions whose old ones are outside of the log.
@@ -98,6 +111,7 @@ impl Consumer {
             busy: BTreeSet::new(),
             backoff: None,
             recovery: None,
+            resets: BTreeMap::new(),
         }
     }
 
@@ -107,12 +121,14 @@ impl Consumer {
             |(at, offset): (&TopicPartition, &i64)| (at.clone(), Position { offset: *offset, end: -1 });
         self.positions = offsets.iter().map(position).collect();
         self.paused.retain(|at| offsets.contains_key(at));
+        self.resets.retain(|at, _| offsets.contains_key(at));
     }
 
     /// Stops reading a partition and forgets where it was.
     pub fn revoke(&mut self, at: &TopicPartition) {
         self.positions.remove(at);
         self.paused.remove(at);
+        self.resets.remove(at);
     }
 
     /// Reads one more.
@@ -130,6 +146,11 @@ impl Consumer {
         &self.positions
     }
 
+    /// Positions that were outside of the log since this was asked last; see [`ConsumerSettings::reset`].
+    pub fn take_resets(&mut self) -> Vec<Reset> {
+        std::mem::take(&mut self.resets).into_values().collect()
+    }
+
     /// What came next, of any leader; also an answer without records, which may have moved an end. Pending for ever
     /// when nothing is assigned. May be dropped and called again: nothing is lost.
     pub async fn poll(&mut self) -> Result<Vec<Fetched>, Error> {
@@ -137,9 +158,10 @@ impl Consumer {
             if let Some(recovery) = &mut self.recovery {
                 let positions = recovery.await;
                 self.recovery = None;
-                for (at, offset) in positions? {
+                for (at, to) in positions? {
                     if let Some(position) = self.positions.get_mut(&at) {
-                        position.offset = offset;
+                        let from = std::mem::replace(&mut position.offset, to);
+                        self.resets.insert(at.clone(), Reset { at, from, to });
                     }
                 }
             }

@@ -74,18 +74,27 @@ pub(super) fn read(
     Ok(all)
 }
 
-/// The offset behind the whole batches, and their bytes.
+/// The offset behind the whole batches, and their bytes. What comes before a batch that is corrupt is handed out; it is an
+/// error when it is asked for itself.
 fn extent(records: &[u8], asked: i64, check_crcs: bool) -> Result<(i64, usize), BatchError> {
     let mut batches = Batches::new(records);
     let mut next_offset = asked;
+    let mut whole = 0;
     for batch in &mut batches {
-        let batch = batch?;
-        if check_crcs {
-            batch.check_crc()?;
+        let checked = batch.and_then(|batch| match check_crcs {
+            true => batch.check_crc().map(|()| batch),
+            false => Ok(batch),
+        });
+        match checked {
+            Ok(batch) => {
+                next_offset = next_offset.max(batch.header.next_offset());
+                whole = batch.position + batch.bytes.len();
+            }
+            Err(_) if next_offset > asked => break,
+            Err(error) => return Err(error),
         }
-        next_offset = next_offset.max(batch.header.next_offset());
     }
-    Ok((next_offset, batches.position()))
+    Ok((next_offset, whole))
 }
 
 fn aborted(partition: &PartitionData<'_>) -> Vec<(i64, i64)> {
@@ -199,6 +208,12 @@ mod tests {
         assert_eq!(extent(&log, 1, true), Ok((7, log.len())));
         // A batch that was cut is asked for again.
         assert_eq!(extent(&log[..log.len() - 1], 1, true).map(|(next, _)| next), Ok(6));
+        // What comes before a corrupt batch is handed out.
+        let last = batch(at(6, 7), &["again"]).len();
+        let mut broken = log.clone();
+        broken[log.len() - 1] ^= 1;
+        assert_eq!(extent(&broken, 1, true), Ok((6, log.len() - last)));
+        assert!(matches!(extent(&broken[log.len() - last..], 6, true), Err(BatchError::Crc { .. })));
         let mut broken = log;
         broken[70] ^= 1;
         assert!(matches!(extent(&broken, 1, true), Err(BatchError::Crc { .. })));
