@@ -61,9 +61,9 @@ pub(crate) enum Command {
 /// How to run, whatever is run.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RunOptions {
-    /// Addresses to begin with, HOST:PORT, separated by commas
-    #[arg(short, long, default_value = BROKERS, env = "FLUMEN_BROKERS", value_name = "ADDRESSES")]
-    pub brokers: String,
+    /// Addresses to begin with, HOST:PORT, separated by commas [default: 127.0.0.1:9092; rerun: those of the result]
+    #[arg(short, long, env = "FLUMEN_BROKERS", value_name = "ADDRESSES")]
+    pub brokers: Option<String>,
     /// Write the result as JSON, from which it can be drawn, compared and run again
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -96,9 +96,9 @@ pub(crate) struct RunOptions {
 /// What makes the load.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Sending {
-    /// The client of the producers
-    #[arg(long, value_enum, default_value_t)]
-    pub driver: Driver,
+    /// The client of the producers [default: flumen; rerun: that of the result]
+    #[arg(long, value_enum)]
+    pub driver: Option<Driver>,
     /// Sockets by epoll instead of io_uring
     #[arg(long)]
     pub epoll: bool,
@@ -106,7 +106,7 @@ pub(crate) struct Sending {
 
 impl Sending {
     pub(crate) fn means(self) -> Means {
-        Means { driver: self.driver, uring: !self.epoll }
+        Means { driver: self.driver.unwrap_or_default(), uring: !self.epoll }
     }
 }
 
@@ -137,10 +137,10 @@ pub(crate) struct WorkerOptions {
 #[derive(Args, Debug)]
 pub(crate) struct SelftestOptions {
     /// How long each stall is
-    #[arg(long, default_value_t = 200.0, value_name = "MILLISECONDS")]
+    #[arg(long, default_value_t = 200.0, value_name = "MILLISECONDS", allow_negative_numbers = true)]
     pub stall_ms: f64,
     /// How often there is one
-    #[arg(long, default_value_t = 5000.0, value_name = "MILLISECONDS")]
+    #[arg(long, default_value_t = 5000.0, value_name = "MILLISECONDS", allow_negative_numbers = true)]
     pub every_ms: f64,
     /// How many are measured
     #[arg(long, default_value_t = 3, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..10_000))]
@@ -169,6 +169,12 @@ pub(crate) struct NullBrokerOptions {
     /// Keep batches for readers
     #[arg(long)]
     pub keep: bool,
+    /// Of these so many bytes; the oldest of a partition go first
+    #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
+    pub keep_bytes: usize,
+    /// A topic that there is; may be given several times. Without any, every topic is there
+    #[arg(long = "topic", value_name = "NAME")]
+    pub topics: Vec<String>,
 }
 
 #[derive(Args, Debug)]

@@ -1,5 +1,6 @@
 //! How a command can end other than well, and the exit code of each.
 
+use crate::console;
 use std::fmt::{self, Display, Formatter};
 use std::io;
 
@@ -16,6 +17,8 @@ pub(crate) enum Failure {
     NoBroker(String),
     /// The records of the run were not all there, once, in order. What was wrong has been said.
     Unsound(String),
+    /// Whoever read standard output has gone.
+    BrokenPipe,
     /// Ctrl-C before the end; what there was has been written.
     Interrupted,
 }
@@ -28,6 +31,7 @@ impl Failure {
     /// As `flumen-bench --help` lists them.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
+            Failure::BrokenPipe => 0,
             Failure::Io(..) | Failure::Other(_) => 1,
             Failure::Usage(_) => 2,
             Failure::NoBroker(_) => 3,
@@ -36,9 +40,11 @@ impl Failure {
         }
     }
 
-    /// To standard error.
+    /// To standard error, if there is anything to say.
     pub(crate) fn tell(&self) {
-        eprintln!("flumen-bench: {self}");
+        if !matches!(self, Failure::BrokenPipe) {
+            console::remark(&format!("flumen-bench: {self}"));
+        }
     }
 }
 
@@ -50,6 +56,7 @@ impl Display for Failure {
             | Failure::NoBroker(what)
             | Failure::Unsound(what) => f.write_str(what),
             Failure::Io(what, error) => write!(f, "{what}: {error}"),
+            Failure::BrokenPipe => f.write_str("standard output is closed"),
             Failure::Interrupted => f.write_str("interrupted"),
         }
     }

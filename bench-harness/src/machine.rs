@@ -144,6 +144,17 @@ fn disk(folder: &Path) -> Option<Disk> {
     })
 }
 
+/// Why what is kept below a folder says nothing of a disk, if it does not.
+pub(crate) fn no_disk_below(folder: &Path) -> Option<String> {
+    let disk = disk(folder)?;
+    let why = match disk.file_system.as_str() {
+        "tmpfs" | "ramfs" => "is in memory: nothing is ever written to a disk there",
+        "overlay" => "is an overlay: writes go through its upper file system, which may be any",
+        _ => return None,
+    };
+    Some(format!("the file system of {} ({}) {why}", folder.display(), disk.file_system))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +190,14 @@ mod tests {
         };
         assert_eq!(mounts(text), [expected]);
         assert_eq!(unescaped("a\\b\\0"), "a\\b\\0");
+    }
+
+    #[test]
+    fn memory_is_told_from_a_disk() {
+        // Where there is no such mount, there is nothing to tell.
+        let is_memory = disk(Path::new("/dev/shm")).is_some_and(|disk| disk.file_system == "tmpfs");
+        assert_eq!(no_disk_below(Path::new("/dev/shm")).is_some(), is_memory);
+        assert_eq!(no_disk_below(Path::new("/proc/self")), None);
     }
 
     #[test]

@@ -10,10 +10,10 @@
 //!              read, and all is tallied
 //!   remote     the same on several machines
 //!   schedule, payload, keys                     when records are due, what they hold, whose they are
-//!   sequence, collect                           what arrived, and what adds up to what
+//!   sequence, growth, collect                   what arrived, and what adds up to what
 //!   compare    brokers by turns -> ratios       limits    what the machine can do at most
 //!   outage     a local broker that is killed      quantity  amounts as people read them
-//!              and started again
+//!              and started again                  verdict   whether figures may be believed
 //! ```
 //!
 //! A run is measured by one module and judged by others, and between them stands only [`result::RunResult`]: whatever is
@@ -22,8 +22,10 @@
 mod cli;
 mod collect;
 mod compare;
+mod console;
 mod engine;
 mod failure;
+mod growth;
 mod hlog;
 mod interrupt;
 mod keys;
@@ -47,6 +49,7 @@ mod selftest;
 mod sequence;
 mod summary;
 mod target;
+mod verdict;
 
 use clap::Parser;
 use cli::{Arguments, Command};
@@ -72,10 +75,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         Some(Command::Rerun(asked)) => run::again(&asked.result, &asked.options),
         Some(Command::Scenarios) => {
-            for (name, description) in scenario::Scenario::built_in() {
-                println!("{name:18}{description}");
-            }
-            Ok(())
+            let line = |(name, description)| format!("{name:18}{description}\n");
+            console::say(&scenario::Scenario::built_in().map(line).collect::<String>())
         }
         Some(Command::Compare(options)) => compare::run(&options),
         Some(Command::Worker(options)) => remote::serve(&options),

@@ -1,13 +1,14 @@
 //! A broker that does next to nothing, for looking at the generator itself: it answers at once, stalls by a script, and
 //! spoils what it keeps where it is told to. What the generator reports of it can be checked by arithmetic.
 //!
-//! A thread for each connection, blocking sockets: slow to accept, exact in its stalls. Any topic exists and has the same
-//! number of partitions.
+//! A thread for each connection, blocking sockets: slow to accept, exact in its stalls. Any topic exists, unless it is told
+//! which do, and all have the same number of partitions.
 //!
 //! Invariants: during a stall nothing is answered, on no connection; what is kept for readers has at most
-//! [`KEPT_BYTES_MAX`], the oldest of a partition go first.
+//! [`Script::keep_bytes_max`], the oldest of a partition go first.
 
 use crate::cli::NullBrokerOptions;
+use crate::console::say;
 use crate::failure::Failure;
 use crate::interrupt;
 use flumen_wire::ErrorCode;
@@ -33,15 +34,13 @@ use flumen_wire::messages::produce_request::ProduceRequest;
 use flumen_wire::messages::produce_response::{
     PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
 };
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Of batches, for readers.
-const KEPT_BYTES_MAX: usize = 256 << 20;
 /// The longest request.
 const REQUEST_BYTES_MAX: usize = 128 << 20;
 /// Of every so many batches one is spoiled, where batches are.
@@ -68,6 +67,23 @@ pub(crate) struct Script {
     pub fault: Fault,
     /// Whether batches are kept for readers.
     pub keeps: bool,
+    pub keep_bytes_max: usize,
+    /// Those that there are; none: all are.
+    pub topics: Vec<String>,
+}
+
+impl Default for Script {
+    fn default() -> Script {
+        Script {
+            partitions: 4,
+            stall_every: Duration::ZERO,
+            stall: Duration::ZERO,
+            fault: Fault::None,
+            keeps: false,
+            keep_bytes_max: 256 << 20,
+            topics: Vec::new(),
+        }
+    }
 }
 
 /// What it does to one batch of every hundred that it acknowledges.
@@ -104,6 +120,8 @@ struct Shared {
     began: Instant,
     logs: Mutex<Logs>,
     appended: Condvar,
+    /// None: all that are asked for.
+    topics: Option<Mutex<BTreeSet<String>>>,
 }
 
 /// See the head of this file. It runs as long as the process.
@@ -117,7 +135,9 @@ impl NullBroker {
     pub(crate) fn start(listen: &str, script: Script) -> Result<NullBroker, Failure> {
         let listener = TcpListener::bind(listen).map_err(|error| Failure::io(listen, error))?;
         let address = listener.local_addr().map_err(|error| Failure::io(listen, error))?;
+        let topics = script.topics.iter().cloned().collect::<BTreeSet<String>>();
         let shared = Arc::new(Shared {
+            topics: (!topics.is_empty()).then(|| Mutex::new(topics)),
             script,
             address,
             began: Instant::now(),
@@ -155,9 +175,11 @@ pub(crate) fn serve(options: &NullBrokerOptions) -> Result<(), Failure> {
             stall,
             fault: options.fault,
             keeps: options.keep || options.fault != Fault::None,
+            keep_bytes_max: options.keep_bytes,
+            topics: options.topics.clone(),
         },
     )?;
-    println!("{}", broker.address());
+    say(&format!("{}\n", broker.address()))?;
     let ended = interrupt::flag()?;
     while !ended.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(50));
@@ -219,7 +241,7 @@ impl Shared {
             ApiKey::ApiVersions => reply.send(&versions()),
             ApiKey::Metadata => self.metadata(&MetadataRequest::decode(&mut reader, version)?, &mut reply),
             ApiKey::CreateTopics => {
-                create_topics(&CreateTopicsRequest::decode(&mut reader, version)?, &mut reply)
+                self.create_topics(&CreateTopicsRequest::decode(&mut reader, version)?, &mut reply)
             }
             ApiKey::InitProducerId => {
                 let producer_id = self.began.elapsed().as_nanos() as i64;
@@ -239,6 +261,31 @@ impl Shared {
         self.logs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    fn knows(&self, topic: &str) -> bool {
+        self.topics.as_ref().is_none_or(|topics| {
+            topics.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).contains(topic)
+        })
+    }
+
+    /// Those that are not there are made; they have as many partitions as all.
+    fn create_topics(&self, request: &CreateTopicsRequest<'_>, reply: &mut Reply<'_>) {
+        let create = |name: &str| match &self.topics {
+            Some(topics) if !self.knows(name) => {
+                topics.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(name.to_owned());
+                ErrorCode::None
+            }
+            _ => ErrorCode::TopicAlreadyExists,
+        };
+        let result = |name| CreatableTopicResult {
+            name,
+            error_code: create(name).code(),
+            configs: Some(Vec::new()),
+            ..Default::default()
+        };
+        let topics = request.topics.iter().map(|topic| result(topic.name)).collect();
+        reply.send(&CreateTopicsResponse { topics, ..Default::default() });
+    }
+
     fn metadata(&self, request: &MetadataRequest<'_>, reply: &mut Reply<'_>) {
         let partition = |partition_index| MetadataResponsePartition {
             partition_index,
@@ -247,10 +294,17 @@ impl Shared {
             isr_nodes: vec![1],
             ..Default::default()
         };
-        let topic = |name| MetadataResponseTopic {
-            name: Some(name),
-            partitions: (0..self.script.partitions).map(partition).collect(),
-            ..Default::default()
+        let topic = |name| match self.knows(name) {
+            true => MetadataResponseTopic {
+                name: Some(name),
+                partitions: (0..self.script.partitions).map(partition).collect(),
+                ..Default::default()
+            },
+            false => MetadataResponseTopic {
+                error_code: ErrorCode::UnknownTopicOrPartition.code(),
+                name: Some(name),
+                ..Default::default()
+            },
         };
         let host = self.address.ip().to_string();
         let port = i32::from(self.address.port());
@@ -314,7 +368,7 @@ impl Shared {
             }
         }
         logs.bytes += bytes;
-        while logs.bytes > KEPT_BYTES_MAX {
+        while logs.bytes > self.script.keep_bytes_max {
             let Some((_, oldest)) = log.batches.pop_front() else { break };
             logs.bytes -= oldest.len();
         }
@@ -330,7 +384,16 @@ impl Shared {
                 -1 => log.map_or(0, |log| log.end),
                 _ => log.map_or(0, Log::begin),
             };
-            ListOffsetsPartitionResponse { partition_index, offset, timestamp: -1, ..Default::default() }
+            // Whoever keeps nothing has no offsets, and must not feign that it lost everything.
+            let error =
+                if self.script.keeps { ErrorCode::None } else { ErrorCode::UnsupportedForMessageFormat };
+            ListOffsetsPartitionResponse {
+                partition_index,
+                error_code: error.code(),
+                offset,
+                timestamp: -1,
+                ..Default::default()
+            }
         };
         let topic = |topic: &flumen_wire::messages::list_offsets_request::ListOffsetsTopic<'_>| {
             let found =
@@ -363,12 +426,14 @@ impl Shared {
             let woken = self.appended.wait_timeout(logs, left);
             logs = woken.map_or_else(|poisoned| poisoned.into_inner().0, |(logs, _)| logs);
         }
-        let mut found: Vec<Vec<(i32, i64, Vec<u8>)>> = Vec::new();
+        let mut found: Vec<Vec<(i32, i64, i64, bool, Vec<u8>)>> = Vec::new();
         for topic in &request.topics {
             let partition = |one: &flumen_wire::messages::fetch_request::FetchPartition| {
                 let log = logs.by_partition.get(&(topic.topic.to_owned(), one.partition));
                 let bytes = log.map(|log| log.read(one.fetch_offset, one.partition_max_bytes as usize));
-                (one.partition, log.map_or(0, |log| log.end), bytes.unwrap_or_default())
+                let (begin, end) = log.map_or((0, 0), |log| (log.begin(), log.end));
+                let is_within = (begin..=end).contains(&one.fetch_offset);
+                (one.partition, begin, end, is_within, bytes.unwrap_or_default())
             };
             found.push(topic.partitions.iter().map(partition).collect());
         }
@@ -377,13 +442,23 @@ impl Shared {
             topic: topic.topic,
             partitions: partitions
                 .iter()
-                .map(|(partition_index, end, bytes)| PartitionData {
-                    partition_index: *partition_index,
-                    high_watermark: *end,
-                    last_stable_offset: *end,
-                    log_start_offset: 0,
-                    records: Some(Records::Slice(bytes)),
-                    ..Default::default()
+                .map(|(partition_index, begin, end, is_within, bytes)| match is_within {
+                    true => PartitionData {
+                        partition_index: *partition_index,
+                        high_watermark: *end,
+                        last_stable_offset: *end,
+                        log_start_offset: *begin,
+                        records: Some(Records::Slice(bytes)),
+                        ..Default::default()
+                    },
+                    false => PartitionData {
+                        partition_index: *partition_index,
+                        error_code: ErrorCode::OffsetOutOfRange.code(),
+                        high_watermark: -1,
+                        last_stable_offset: -1,
+                        log_start_offset: *begin,
+                        ..Default::default()
+                    },
                 })
                 .collect(),
             ..Default::default()
@@ -440,18 +515,6 @@ fn versions() -> ApiVersionsResponse<'static> {
         max_version: *max_version,
     };
     ApiVersionsResponse { api_keys: APIS.iter().map(api).collect(), ..Default::default() }
-}
-
-/// All topics are there already.
-fn create_topics(request: &CreateTopicsRequest<'_>, reply: &mut Reply<'_>) {
-    let result = |name| CreatableTopicResult {
-        name,
-        error_code: ErrorCode::TopicAlreadyExists.code(),
-        configs: Some(Vec::new()),
-        ..Default::default()
-    };
-    let topics = request.topics.iter().map(|topic| result(topic.name)).collect();
-    reply.send(&CreateTopicsResponse { topics, ..Default::default() });
 }
 
 fn read_frame(stream: &mut TcpStream, into: &mut Vec<u8>) -> io::Result<()> {

@@ -2,15 +2,15 @@
 
 use crate::collect::{Collector, SecondTallies};
 use crate::engine::{
-    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, Clock, Control, Driver, LanePlan, Means, Origin, PartName, Plan,
-    Received, Report, Work, run_raw_sync, run_thread,
+    ARRIVAL_TIMEOUT, BACKLOG_TIMEOUT, Clock, Control, Driver, Effort, LanePlan, Means, Origin, PartName,
+    Place, Plan, Received, Report, Work, run_raw_sync, run_thread,
 };
 use crate::failure::Failure;
 use crate::layout::{Layout, MachineShare};
 use crate::outage::{LocalBroker, Restart};
 use crate::process::Watch;
 use crate::remote::Link;
-use crate::result::{BrokerProcess, Integrity, Part, PartKind, RestartSeen, Usage};
+use crate::result::{BrokerProcess, Growth, Integrity, Part, PartKind, RestartSeen, Usage};
 use crate::scenario::{Phase, Scenario};
 use crate::sequence::Sequences;
 use crate::target::Target;
@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Between the last thread's being ready and the start.
 const START_DELAY: Duration = Duration::from_millis(50);
+/// How long readers have after the last acknowledgement of a run that was interrupted.
+const INTERRUPT_GRACE: Duration = Duration::from_secs(1);
 /// How long threads may take to connect and to join groups.
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -38,8 +40,8 @@ pub(crate) struct PhaseOutcome {
     pub integrity: Option<Integrity>,
     /// Records that were due and not sent, since the broker did not keep up.
     pub unsent: u64,
-    /// Of the busiest thread, its share of a core.
-    pub cpu_share: f64,
+    /// Of the busiest thread.
+    pub effort: Effort,
     /// What was measured, shorter after an interrupt.
     pub measured_s: f64,
     pub started_unix_ms: u64,
@@ -49,6 +51,12 @@ pub(crate) struct PhaseOutcome {
     pub usage: Usage,
     pub broker_process: Option<BrokerProcess>,
     pub restart: Option<RestartSeen>,
+    /// Groups of consumers that read not one record, by their names.
+    pub nothing_read: Vec<String>,
+    /// Records that were acknowledged, warm-up included.
+    pub acknowledged: BTreeMap<Place, u64>,
+    /// How the logs grew, where that was looked at.
+    pub growth: Option<Growth>,
 }
 
 /// A folder, and the part that counts writes below it.
@@ -84,6 +92,8 @@ impl Prepared {
         means: Means,
     ) -> Result<Prepared, Failure> {
         means.driver.check(scenario)?;
+        let partitions = target.topics.iter().map(|topic| topic.leaders.len() as u64).sum();
+        phase.check_places(partitions).map_err(Failure::Usage)?;
         let mut layout = Layout::new(scenario, phase, machine, means.driver);
         for settings in &phase.producers {
             layout.add_producers(settings, target)?;
@@ -105,6 +115,7 @@ impl Prepared {
             partitions: target.topics.iter().map(|topic| topic.leaders.len() as i32).collect(),
             warmup: seconds(phase.warmup_seconds),
             length: seconds(phase.warmup_seconds + phase.seconds),
+            bytes_max: phase.bytes,
             parts: layout.parts,
         };
         let mut notes = Vec::new();
@@ -262,7 +273,9 @@ struct Gathering<'a> {
     acknowledged: BTreeMap<Origin, Sequences>,
     received: Vec<Received>,
     unsent: u64,
-    cpu_share: f64,
+    /// Of values that were acknowledged.
+    bytes: u64,
+    effort: Effort,
     produced_at: Option<Instant>,
     watched: Watched,
     restart: Option<Restart>,
@@ -294,7 +307,8 @@ impl<'a> Gathering<'a> {
             acknowledged: BTreeMap::new(),
             received: Vec::new(),
             unsent: 0,
-            cpu_share: 0.0,
+            bytes: 0,
+            effort: Effort::default(),
             produced_at: None,
             watched: Watched::Not(resolve(&plan.brokers)),
             restart: None,
@@ -322,6 +336,10 @@ impl<'a> Gathering<'a> {
                     return Err(Failure::Interrupted);
                 }
                 self.control.cut();
+                // Readers that are behind do not hold up the end.
+                if self.produced_at.is_some_and(|at| at.elapsed() > INTERRUPT_GRACE) {
+                    self.control.abandoned.store(true, Ordering::Relaxed);
+                }
             }
             if !has_started && began.elapsed() > READY_TIMEOUT {
                 let seconds = READY_TIMEOUT.as_secs();
@@ -366,17 +384,30 @@ impl<'a> Gathering<'a> {
         }
     }
 
+    /// What was asked for has been written.
+    fn end_when_enough(&mut self, done: &SecondTallies) {
+        let parts = self.plan.parts.iter().zip(&done.tallies);
+        let produced = parts.filter(|(part, _)| part.kind == PartKind::Produce);
+        self.bytes += produced.map(|(_, tally)| tally.bytes).sum::<u64>();
+        if self.plan.bytes_max.is_some_and(|max| self.bytes >= max) {
+            self.control.cut();
+        }
+    }
+
     fn take(&mut self, report: Report, watch: &mut Watching<'_>) -> Result<(), Failure> {
         match report {
             Report::Ready => {
                 self.ready += 1;
                 if self.ready == self.threads {
-                    let _ = self.control.start_at.set(Instant::now() + START_DELAY);
+                    let start = Instant::now() + START_DELAY;
+                    self.collector.begins_at(self.control.clock.unix_ns(start + self.plan.warmup));
+                    let _ = self.control.start_at.set(start);
                 }
             }
             Report::Interval { second, tallies } => {
                 if let Some(done) = self.collector.add(second, &tallies) {
                     watch(&self.plan.parts, &done);
+                    self.end_when_enough(&done);
                 }
             }
             Report::Produced { acknowledged, unsent } => {
@@ -390,10 +421,10 @@ impl<'a> Gathering<'a> {
                     self.control.seal(self.acknowledged.values().map(Sequences::count).sum());
                 }
             }
-            Report::Done { received, cpu_share } => {
+            Report::Done { received, effort } => {
                 self.done += 1;
                 self.received.extend(received);
-                self.cpu_share = self.cpu_share.max(cpu_share);
+                self.effort = self.effort.fuller(effort);
             }
             Report::Failed(failure) => return Err(failure),
         }
@@ -414,7 +445,6 @@ impl<'a> Gathering<'a> {
         let end_s = self.control.end_ns() as f64 / 1e9;
         let measured_s = (end_s - warmup_s).max(0.0);
         self.collector.cut(measured_s);
-        let produced_s = self.produced_at.map_or(0.0, |at| at.duration_since(start).as_secs_f64());
         if matches!(self.watched, Watched::Now(_)) {
             self.end_watch();
         }
@@ -424,19 +454,44 @@ impl<'a> Gathering<'a> {
         };
         let restart = self.restart.and_then(|restart| restart.seen(self.control, self.plan.warmup));
         let integrity = judge(&self.acknowledged, &self.received, checked);
+        let mut notes = notes;
+        if let Some(max) = self.plan.bytes_max.filter(|max| self.bytes < *max) {
+            notes.push(format!("{} of {max} bytes were written when its time was over", self.bytes));
+        }
+        let nothing_read = nothing_read(&self.plan.parts, &self.received);
         PhaseOutcome {
-            parts: self.collector.into_parts("", (produced_s - end_s).max(0.0)),
+            parts: self.collector.into_parts("", warmup_s),
             integrity,
             unsent: self.unsent,
-            cpu_share: self.cpu_share,
+            effort: self.effort,
             measured_s,
             started_unix_ms: self.control.clock.unix_ns(start + self.plan.warmup) / 1_000_000,
             notes,
             usage,
             broker_process,
             restart,
+            nothing_read,
+            acknowledged: by_place(&self.acknowledged),
+            growth: None,
         }
     }
+}
+
+fn by_place(acknowledged: &BTreeMap<Origin, Sequences>) -> BTreeMap<Place, u64> {
+    let mut sums = BTreeMap::new();
+    for ((_, place), sequences) in acknowledged {
+        *sums.entry(*place).or_default() += sequences.count();
+    }
+    sums
+}
+
+/// Each group of consumers has a part, in their order.
+fn nothing_read(parts: &[PartName], received: &[Received]) -> Vec<String> {
+    let groups = parts.iter().filter(|part| matches!(part.kind, PartKind::EndToEnd | PartKind::Fetch));
+    let read =
+        |group: usize| -> u64 { received.iter().filter(|one| one.group == group).map(|one| one.read).sum() };
+    let silent = groups.enumerate().filter(|(group, _)| read(*group) == 0);
+    silent.map(|(_, part)| part.name.clone()).collect()
 }
 
 /// Compares what was acknowledged with what each checked reader, or group of them, received.
@@ -450,24 +505,24 @@ fn judge(
     for (group, readers) in checked.iter().enumerate() {
         let Some(readers) = readers else { continue };
         let sum = integrity.get_or_insert_with(Integrity::default);
-        let mut by_reader: BTreeMap<Option<usize>, BTreeMap<Origin, Sequences>> = BTreeMap::new();
+        let mut by_reader: BTreeMap<Option<usize>, Received> = BTreeMap::new();
         for one in received.iter().filter(|one| one.group == group) {
-            sum.duplicated += one.duplicated;
-            sum.reordered += one.reordered;
-            let held = by_reader.entry(one.reader).or_default();
-            for (origin, sequences) in &one.sequences {
-                sum.duplicated += held.entry(*origin).or_default().merge(sequences);
-            }
+            by_reader.entry(one.reader).or_default().merge(one);
         }
         sum.checked += total * *readers as u64;
-        let none = Sequences::default();
         for held in by_reader.values() {
-            let missing =
-                |(origin, sent): (&Origin, &Sequences)| sent.missing_in(held.get(origin).unwrap_or(&none));
-            sum.lost += acknowledged.iter().map(missing).sum::<u64>();
+            sum.duplicated += held.duplicated;
+            sum.redelivered += held.redelivered;
+            sum.reordered += held.reordered;
+            for (origin, sent) in acknowledged {
+                let missing = held.missing(origin, sent);
+                sum.lost += missing.lost;
+                sum.unread += missing.unread;
+                sum.deleted += missing.deleted;
+            }
         }
-        // A reader that told nothing received nothing.
-        sum.lost += total * readers.saturating_sub(by_reader.len()) as u64;
+        // A reader that told nothing read nothing.
+        sum.unread += total * readers.saturating_sub(by_reader.len()) as u64;
     }
     integrity
 }
@@ -475,7 +530,6 @@ fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Place;
 
     fn sequences(ranges: &[(u64, u64)]) -> Sequences {
         let mut all = Sequences::default();
@@ -487,9 +541,16 @@ mod tests {
 
     const ORIGIN: Origin = (3, Place { topic: 0, partition: 1 });
 
+    /// To the end of the log; offsets are as the sequence numbers.
     fn received(reader: Option<usize>, ranges: &[(u64, u64)]) -> Received {
-        let sequences = BTreeMap::from([(ORIGIN, sequences(ranges))]);
-        Received { group: 0, reader, sequences, ..Received::default() }
+        let offsets = reader.is_none().then(|| (ORIGIN.1, sequences(ranges)));
+        Received {
+            reader,
+            sequences: BTreeMap::from([(ORIGIN, sequences(ranges))]),
+            offsets: offsets.into_iter().collect(),
+            reached: [ORIGIN.1].into(),
+            ..Received::default()
+        }
     }
 
     #[test]
@@ -500,8 +561,16 @@ mod tests {
         let found = judge(&acknowledged, &all, &[Some(2)]).expect("checked");
         assert_eq!((found.checked, found.lost, found.duplicated), (36, 1, 0));
         let found = judge(&acknowledged, &all[..1], &[Some(2)]).expect("checked");
-        assert_eq!(found.lost, 18, "a reader that told nothing has nothing");
+        assert_eq!((found.lost, found.unread), (0, 18), "a reader that told nothing has read nothing");
         assert_eq!(judge(&acknowledged, &all, &[None]), None);
+    }
+
+    #[test]
+    fn who_is_behind_has_lost_nothing() {
+        let acknowledged = BTreeMap::from([(ORIGIN, sequences(&[(0, 20)]))]);
+        let behind = Received { reached: Default::default(), ..received(Some(0), &[(0, 5), (6, 12)]) };
+        let found = judge(&acknowledged, &[behind], &[Some(1)]).expect("checked");
+        assert_eq!((found.lost, found.unread, found.deleted), (1, 8, 0));
     }
 
     #[test]
@@ -509,6 +578,6 @@ mod tests {
         let acknowledged = BTreeMap::from([(ORIGIN, sequences(&[(0, 20)]))]);
         let members = [received(None, &[(0, 12)]), received(None, &[(10, 20)])];
         let found = judge(&acknowledged, &members, &[Some(1)]).expect("checked");
-        assert_eq!((found.checked, found.lost, found.duplicated), (20, 0, 2));
+        assert_eq!((found.checked, found.lost, found.duplicated, found.redelivered), (20, 0, 0, 2));
     }
 }

@@ -10,6 +10,7 @@
 //! Figures of other users' processes may be denied: those are zero, and a broker whose files can not be listed is not
 //! found. CPU is counted by the kernel in ticks of 10 ms, which is 1 % of a core over one second.
 
+use crate::engine::Amount;
 use crate::machine::kib_of;
 use crate::result::{BrokerProcess, Usage, UsageSecond};
 use std::collections::HashSet;
@@ -275,7 +276,7 @@ impl Watch {
 
 impl BrokerProcess {
     /// Fills in CPU per unit of work: of all that was produced and fetched while it was watched.
-    pub(crate) fn relate(&mut self, bytes: u64, records: u64, requests: u64) {
+    pub(crate) fn relate(&mut self, Amount { bytes, records, requests }: Amount) {
         let cpu_s = self.usage.cpu_user_s + self.usage.cpu_system_s;
         let per = |amount: u64, unit: f64| (amount > 0).then(|| cpu_s * unit / amount as f64);
         self.cpu_s_per_gb = per(bytes, 1e9);
@@ -373,7 +374,7 @@ mod tests {
     fn cpu_is_related_to_work_that_was_done() {
         let usage = Usage { cpu_user_s: 1.0, cpu_system_s: 1.0, ..Usage::default() };
         let mut process = BrokerProcess { usage, ..BrokerProcess::default() };
-        process.relate(4_000_000_000, 1_000_000, 0);
+        process.relate(Amount { bytes: 4_000_000_000, records: 1_000_000, requests: 0 });
         assert_eq!(
             (process.cpu_s_per_gb, process.cpu_us_per_record, process.cpu_us_per_request),
             (Some(0.5), Some(2.0), None)

@@ -98,7 +98,7 @@ mod tests {
             tally.time(nanoseconds);
         }
         tally.error("TIMEOUT", 4);
-        let done = SecondTallies { second: 2, tallies: vec![tally, Tally::default()] };
+        let done = SecondTallies { second: 2, at_unix_ns: 0, tallies: vec![tally, Tally::default()] };
         let shown = line("p", 9.0, &[part(PartKind::Produce), part(PartKind::Lateness)], &done);
         assert_eq!(shown, "p 3/9 s  produce 3/s p50 2.00 ms p99 30.0 ms max 30.0 ms errors 4");
     }

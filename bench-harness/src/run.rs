@@ -1,8 +1,10 @@
 //! A scenario from begin to end: its topics, its phases one after the other, the verdict, the result.
 
-use crate::cli::RunOptions;
-use crate::engine::Means;
+use crate::cli::{BROKERS, RunOptions};
+use crate::console::Console;
+use crate::engine::{Amount, Means};
 use crate::failure::Failure;
+use crate::growth;
 use crate::hlog::IntervalLogs;
 use crate::interrupt;
 use crate::layout::MachineShare;
@@ -10,59 +12,82 @@ use crate::limits;
 use crate::machine;
 use crate::outage::LocalBroker;
 use crate::phase::{PhaseOutcome, Prepared, Watching, resolve};
-use crate::progress::{Progress, milliseconds};
+use crate::progress::Progress;
 use crate::remote::{self, Link};
 use crate::result::{
-    BrokerProcess, FORMAT_VERSION, Integrity, Machine as MachineDescription, Part, PartKind, RUN_FORMAT,
-    RestartSeen, RunResult, Tool, Usage, Verdict,
+    BrokerProcess, FORMAT_VERSION, Integrity, Manner, Part, RUN_FORMAT, RunResult, Tool, TopicsSeen, Usage,
+    Verdict,
 };
-use crate::scenario::Scenario;
+use crate::scenario::{Acks, Scenario};
 use crate::summary;
 use crate::target::Target;
+use crate::verdict::judge;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Of a thread: above this share of a core it is full.
-const FULL_SHARE: f64 = 0.95;
+/// Begins the note of a phase without it.
+const NOT_COMPARED: &str = "it was not checked whether the logs grew by what was acknowledged";
 /// With `--limits`, each of the things that are measured before the load.
 const LIMITS_EACH: Duration = Duration::from_secs(2);
-/// Lateness of sends that says nothing, however short the latencies are.
-const LATENESS_NS_MIN: u64 = 1_000_000;
 
-/// Runs a scenario, prints what came of it, writes what was asked for.
+/// What came of a scenario.
+pub(crate) struct Measured {
+    pub result: RunResult,
+    /// Why it ended before its time, if it did. What there was is in the result, which says so.
+    pub ended: Option<Failure>,
+}
+
+/// Runs a scenario, writes what was asked for, prints what came of it.
 pub(crate) fn scenario(scenario: Scenario, options: &RunOptions) -> Result<(), Failure> {
     let scenario = scenario.with(&options.overrides)?;
     let interrupted = interrupt::flag()?;
     check_writable(options.output.as_deref())?;
     let mut logs = options.hlog.as_deref().map(IntervalLogs::create).transpose()?;
-    let mut print = |text: &str| print!("{text}");
-    let result = measure(&scenario, options, &interrupted, &mut logs, &mut print)?;
-    print!("{}", summary::verdict(&result));
+    let mut console = Console::default();
+    let Measured { mut result, ended } =
+        measure(&scenario, options, &interrupted, &mut logs, &mut |text| console.print(text))?;
+    result.verdict.notes.extend(options.data_dir.as_deref().and_then(machine::no_disk_below));
+    // What may be lost is written before what may not be readable any more.
+    let written = options.output.as_deref().map_or(Ok(()), |path| result.write(path));
+    let logged = logs.map_or(Ok(()), IntervalLogs::finish);
+    console.print(&summary::verdict(&result));
     if scenario.name == "canonical"
         && let Some(numbers) = summary::canonical(&result)
     {
-        println!("{numbers}");
+        console.print(&format!("{numbers}\n"));
     }
-    if let Some(logs) = &logs {
-        logs.write()?;
+    written.and(logged)?;
+    if !result.verdict.failed.is_empty() {
+        return Err(Failure::Unsound(result.verdict.failed.join("; ")));
     }
-    if let Some(path) = &options.output {
-        result.write(path)?;
-    }
-    end(&result, interrupted.load(Ordering::Relaxed))
+    ended.map_or(Ok(()), Err)?;
+    console.end()
 }
 
 /// Runs what the file of a result says. Flags override it, as they do a scenario.
 pub(crate) fn again(path: &Path, options: &RunOptions) -> Result<(), Failure> {
     let result = RunResult::read(path)?;
-    let setting: Scenario = serde_json::from_value(result.setting)
+    let mut setting: Scenario = serde_json::from_value(result.setting)
         .map_err(|error| Failure::Other(format!("{}: its setting: {error}", path.display())))?;
-    let mut options = options.clone();
-    // Where it ran, unless another place is given.
-    if options.brokers == crate::cli::BROKERS && !result.broker.addresses.is_empty() {
-        options.brokers = result.broker.addresses.join(",");
+    // As many partitions as there were, where the topics are made again.
+    if let Some(TopicsSeen { count, partitions, .. }) = result.topics
+        && let Some(each) = partitions.checked_div(count.into())
+        && each * u64::from(count) == partitions
+    {
+        setting.topic.partitions = i32::try_from(each).unwrap_or(setting.topic.partitions);
     }
+    let addresses = &result.broker.addresses;
+    let there = (!addresses.is_empty()).then(|| addresses.join(","));
+    let manner = result.manner.unwrap_or_default();
+    let mut options = options.clone();
+    options.brokers = options.brokers.or(there);
+    options.workers = options.workers.or(manner.workers);
+    options.data_dir = options.data_dir.or(manner.data_dir);
+    options.raw_sync |= manner.raw_sync;
+    options.limits |= manner.limits;
+    options.sending.driver = options.sending.driver.or(Some(manner.driver));
+    options.sending.epoll |= manner.epoll;
     scenario(setting, &options)
 }
 
@@ -79,42 +104,34 @@ pub(crate) fn check_writable(path: Option<&Path>) -> Result<(), Failure> {
         .map_err(|error| Failure::io(path.display(), error))
 }
 
-/// The exit code that the verdict asks for.
-fn end(result: &RunResult, interrupted: bool) -> Result<(), Failure> {
-    if !result.verdict.failed.is_empty() {
-        return Err(Failure::Unsound(result.verdict.failed.join("; ")));
-    }
-    if interrupted { Err(Failure::Interrupted) } else { Ok(()) }
-}
-
-/// Runs all phases and judges them. `print` gets the lines of each phase when it is over.
+/// Runs all phases and judges them. `print` gets the lines of each phase when it is over. A failure before anything was
+/// measured is the command's own.
 pub(crate) fn measure(
     scenario: &Scenario,
     options: &RunOptions,
     interrupted: &AtomicBool,
     logs: &mut Option<IntervalLogs>,
     print: &mut dyn FnMut(&str),
-) -> Result<RunResult, Failure> {
+) -> Result<Measured, Failure> {
     let timeout = Duration::from_secs_f64(scenario.request_timeout_s);
-    let addresses = addresses(&options.brokers)?;
+    let addresses = addresses(options.brokers.as_deref().unwrap_or(BROKERS))?;
+    let means = options.sending.means();
+    means.driver.check(scenario)?;
+    refuse_with_workers(scenario, options)?;
     let target = Target::prepare(&addresses, &scenario.topic, timeout)?;
     let folder = options.data_dir.clone().unwrap_or_else(|| PathBuf::from("."));
     let limits = match options.limits {
         true => Some(limits::measure(&folder, LIMITS_EACH, interrupted)?),
         false => None,
     };
-    let means = options.sending.means();
-    means.driver.check(scenario)?;
-    refuse_with_workers(scenario, options)?;
     let mut workers = options.workers.as_deref().map(remote::connect).transpose()?.unwrap_or_default();
     let mut progress = Progress::new(options.quiet);
     let mut outcomes = Vec::new();
-    let mut failure = None;
+    let mut ended = None;
     for (number, phase) in scenario.phases.iter().enumerate() {
         progress.begin(&phase.name, phase.warmup_seconds, phase.seconds);
-        logs.iter_mut().for_each(IntervalLogs::begin_phase);
         let raw_sync = options.raw_sync.then_some(&*folder);
-        let asked = Asked { scenario, number, target: &target, means, raw_sync };
+        let asked = Asked { scenario, number, target: &target, means, raw_sync, timeout };
         let outcome = asked.run(&mut workers, interrupted, &mut |parts, second| {
             progress.second(parts, second);
             logs.iter_mut().for_each(|logs| logs.second(&phase.name, parts, second));
@@ -125,10 +142,11 @@ pub(crate) fn measure(
                 finish(&mut outcome, &phase.name);
                 print(&summary::phase(&phase.name, &outcome));
                 outcomes.push(outcome);
+                ended = interrupted.load(Ordering::Relaxed).then_some(Failure::Interrupted);
             }
-            Err(error) => failure = Some(error),
+            Err(failure) => ended = Some(failure),
         }
-        if failure.is_some() || interrupted.load(Ordering::Relaxed) {
+        if ended.is_some() {
             break;
         }
     }
@@ -136,13 +154,36 @@ pub(crate) fn measure(
         // The figures stand without it.
         let _ = target.clean(timeout);
     }
-    if let Some(failure) = failure {
+    if outcomes.is_empty()
+        && let Some(failure) = ended
+    {
         return Err(failure);
     }
-    let machines = workers.into_iter().map(|worker| worker.machine).collect();
-    let interrupted = interrupted.load(Ordering::Relaxed);
-    let driver = means.driver.name();
-    Ok(RunResult { limits, driver, ..result(scenario, &folder, target, outcomes, machines, interrupted) })
+    let verdict = judge(&outcomes, ended.as_ref().map(|failure| partial(failure, scenario, outcomes.len())));
+    let notes = target.notes(&scenario.topic);
+    let mut result = result(scenario, &folder, target, outcomes, verdict);
+    result.verdict.notes.splice(0..0, notes);
+    if !workers.is_empty() {
+        result.machines = workers.into_iter().map(|worker| worker.machine).collect();
+    }
+    let manner = Manner {
+        driver: means.driver,
+        epoll: !means.uring,
+        workers: options.workers.clone(),
+        data_dir: options.data_dir.clone(),
+        raw_sync: options.raw_sync,
+        limits: options.limits,
+    };
+    (result.limits, result.driver, result.manner) = (limits, means.driver.name(), Some(manner));
+    Ok(Measured { result, ended })
+}
+
+/// Why there is not more than these phases.
+fn partial(failure: &Failure, scenario: &Scenario, phases: usize) -> String {
+    match (failure, scenario.phases.get(phases)) {
+        (Failure::Interrupted, _) | (_, None) => "interrupted before its time".to_owned(),
+        (failure, Some(phase)) => format!("phase {:?} failed: {failure}", phase.name),
+    }
 }
 
 /// What is done beside the load is done here, and not where workers are.
@@ -165,11 +206,40 @@ struct Asked<'a> {
     means: Means,
     /// Where bare writes are made at the same time.
     raw_sync: Option<&'a Path>,
+    /// Of one answer.
+    timeout: Duration,
 }
 
 impl Asked<'_> {
-    /// Here, or on workers where there are some.
+    /// Runs it, and looks at what it left in the logs.
     fn run(
+        &self,
+        workers: &mut [Link],
+        interrupted: &AtomicBool,
+        watch: &mut Watching<'_>,
+    ) -> Result<PhaseOutcome, Failure> {
+        let producers = &self.scenario.phases[self.number].producers;
+        if producers.is_empty() {
+            return self.load(workers, interrupted, watch);
+        }
+        if producers.iter().any(|one| one.acks == Acks::None) {
+            let mut outcome = self.load(workers, interrupted, watch)?;
+            outcome.notes.push(format!("{NOT_COMPARED}: acks = \"none\""));
+            return Ok(outcome);
+        }
+        let begin = growth::ends(self.target, self.timeout);
+        let mut outcome = self.load(workers, interrupted, watch)?;
+        let grown =
+            begin.and_then(|begin| growth::since(&begin, &outcome.acknowledged, self.target, self.timeout));
+        match grown {
+            Ok(growth) => outcome.growth = Some(growth),
+            Err(why) => outcome.notes.push(format!("{NOT_COMPARED}: {why}")),
+        }
+        Ok(outcome)
+    }
+
+    /// Here, or on workers where there are some.
+    fn load(
         &self,
         workers: &mut [Link],
         interrupted: &AtomicBool,
@@ -216,13 +286,17 @@ pub(crate) fn addresses(brokers: &str) -> Result<Vec<String>, Failure> {
 fn finish(outcome: &mut PhaseOutcome, phase: &str) {
     outcome.parts.iter_mut().for_each(|part| part.phase = phase.to_owned());
     outcome.restart.iter_mut().for_each(|restart| restart.phase = phase.to_owned());
-    let work = outcome.parts.iter().filter(|part| part.kind.is_work());
-    let (bytes, records, requests) = work.fold((0, 0, 0), |(bytes, records, requests), part| {
-        (bytes + part.bytes, records + part.records, requests + part.requests)
-    });
+    outcome.growth.iter_mut().for_each(|growth| growth.phase = phase.to_owned());
     if let Some(broker) = &mut outcome.broker_process {
-        broker.relate(bytes, records, requests);
+        broker.relate(work_of(&outcome.parts));
     }
+}
+
+/// What the broker did while it was watched.
+fn work_of(parts: &[Part]) -> Amount {
+    let mut sum = Amount::default();
+    parts.iter().filter(|part| part.kind.is_work()).for_each(|part| sum.add(part.in_time()));
+    sum
 }
 
 /// The document of the whole run.
@@ -231,15 +305,15 @@ fn result(
     folder: &Path,
     target: Target,
     outcomes: Vec<PhaseOutcome>,
-    workers: Vec<MachineDescription>,
-    interrupted: bool,
+    verdict: Verdict,
 ) -> RunResult {
-    let verdict = judge(&outcomes, interrupted);
     let (mut parts, mut integrity, mut generator, mut broker) = (Vec::new(), None, Usage::default(), None);
-    let (mut duration_s, mut started_unix_ms, mut restarts) = (0.0, None, Vec::new());
+    let (mut duration_s, mut started_unix_ms) = (0.0, None);
+    let (mut restarts, mut growths) = (Vec::new(), Vec::new());
     for outcome in outcomes {
         parts.extend(outcome.parts);
         restarts.extend(outcome.restart);
+        growths.extend(outcome.growth);
         started_unix_ms.get_or_insert(outcome.started_unix_ms);
         generator.add_behind(outcome.usage, duration_s);
         match (&mut broker, outcome.broker_process) {
@@ -248,17 +322,12 @@ fn result(
             (Some(_), None) => {}
         }
         if let Some(one) = outcome.integrity {
-            let sum: &mut Integrity = integrity.get_or_insert_with(Integrity::default);
-            sum.checked += one.checked;
-            sum.lost += one.lost;
-            sum.duplicated += one.duplicated;
-            sum.reordered += one.reordered;
+            integrity.get_or_insert_with(Integrity::default).add(one);
         }
         duration_s += outcome.measured_s;
     }
     if let Some(broker) = &mut broker {
-        let sum = |of: fn(&Part) -> u64| parts.iter().filter(|part| part.kind.is_work()).map(of).sum::<u64>();
-        broker.relate(sum(|part| part.bytes), sum(|part| part.records), sum(|part| part.requests));
+        broker.relate(work_of(&parts));
     }
     RunResult {
         format: RUN_FORMAT.to_owned(),
@@ -267,8 +336,10 @@ fn result(
         scenario: scenario.name.clone(),
         setting: serde_json::to_value(scenario).unwrap_or_default(),
         driver: String::new(),
+        manner: None,
+        topics: Some(target.seen()),
         broker: target.broker,
-        machines: if workers.is_empty() { vec![machine::describe(folder)] } else { workers },
+        machines: vec![machine::describe(folder)],
         started_unix_ms: started_unix_ms.unwrap_or_default(),
         duration_s,
         verdict,
@@ -278,6 +349,7 @@ fn result(
         broker_process: broker,
         limits: None,
         restarts,
+        growths,
     }
 }
 
@@ -287,106 +359,9 @@ fn add_broker(sum: &mut BrokerProcess, one: BrokerProcess, from_s: f64) {
     sum.usage.add_behind(one.usage, from_s);
 }
 
-/// Whether the figures may be believed.
-fn judge(outcomes: &[PhaseOutcome], interrupted: bool) -> Verdict {
-    let mut verdict = Verdict::default();
-    if interrupted {
-        verdict.partial = Some("interrupted before its time".to_owned());
-    }
-    for outcome in outcomes {
-        let phase = outcome.parts.first().map(|part| part.phase.clone()).unwrap_or_default();
-        if let Some(why) = generator_limit(outcome) {
-            verdict.generator_limited.get_or_insert(format!("{phase}: {why}"));
-        }
-        if let Some(found) = &outcome.integrity
-            && found.lost + found.duplicated + found.reordered > 0
-        {
-            verdict.failed.push(format!(
-                "{phase}: of {} records {} were lost, {} duplicated, {} reordered",
-                found.checked, found.lost, found.duplicated, found.reordered
-            ));
-        }
-        let idle = |part: &&Part| part.kind == PartKind::Produce && part.records == 0;
-        if outcome.parts.iter().any(|part| idle(&part)) && outcome.measured_s > 0.5 {
-            verdict.failed.push(format!("{phase}: nothing was acknowledged"));
-        }
-        if let Some(RestartSeen { first_acknowledgement_ns: None, .. }) = &outcome.restart {
-            verdict.failed.push(format!("{phase}: nothing was acknowledged after the broker was killed"));
-        }
-        if outcome.unsent > 0 {
-            verdict.notes.push(format!(
-                "{phase}: the broker did not keep up: {} records that were due were never sent",
-                outcome.unsent
-            ));
-        }
-        verdict.notes.extend(outcome.notes.iter().map(|note| format!("{phase}: {note}")));
-    }
-    verdict
-}
-
-/// Why the generator, not the broker, was the limit, if it was.
-fn generator_limit(outcome: &PhaseOutcome) -> Option<String> {
-    if outcome.cpu_share > FULL_SHARE {
-        let share = outcome.cpu_share * 100.0;
-        return Some(format!("a thread of it had {share:.0} % of a core; give it more with --threads"));
-    }
-    let late = |kind: PartKind| {
-        let of_kind = outcome.parts.iter().filter(move |part| part.kind == kind);
-        of_kind.filter_map(|part| part.latency.as_ref()).map(|latency| latency.summary.p99_9_ns).max()
-    };
-    let (lateness, latency) = (late(PartKind::Lateness)?, late(PartKind::Produce)?);
-    (lateness > LATENESS_NS_MIN && lateness > latency / 2).then(|| {
-        let (lateness, latency) = (milliseconds(lateness), milliseconds(latency));
-        format!("its own lateness, p99.9 {lateness}, is much of the latency, p99.9 {latency}")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collect::Collector;
-    use crate::engine::{PartName, Tally};
-
-    fn outcome(lateness_ns: u64, latency_ns: u64, cpu_share: f64) -> PhaseOutcome {
-        let part = |kind| PartName { kind, name: String::new() };
-        let parts = [part(PartKind::Produce), part(PartKind::Lateness)];
-        let tally = |ns| {
-            let mut tally = Tally { records: 1, ..Tally::default() };
-            tally.time(ns);
-            tally
-        };
-        let mut collector = Collector::new(&parts, 1, 1.0);
-        collector.add(0, &[tally(latency_ns), tally(lateness_ns)]);
-        PhaseOutcome {
-            parts: collector.into_parts("p", 0.0),
-            integrity: None,
-            unsent: 0,
-            cpu_share,
-            measured_s: 1.0,
-            started_unix_ms: 0,
-            notes: Vec::new(),
-            usage: Usage::default(),
-            broker_process: None,
-            restart: None,
-        }
-    }
-
-    #[test]
-    fn a_run_whose_generator_was_the_limit_is_called_so() {
-        let limited = |outcome| judge(&[outcome], false).generator_limited;
-        assert_eq!(limited(outcome(100_000, 2_000_000, 0.5)), None);
-        assert!(limited(outcome(100_000, 2_000_000, 0.99)).is_some_and(|why| why.contains("99 % of a core")));
-        assert!(limited(outcome(3_000_000, 4_000_000, 0.5)).is_some_and(|why| why.contains("lateness")));
-        assert_eq!(limited(outcome(3_000_000, 400_000_000, 0.5)), None, "a stall of the broker is not ours");
-    }
-
-    #[test]
-    fn loss_fails_a_run() {
-        let mut lossy = outcome(1, 1, 0.1);
-        lossy.integrity = Some(Integrity { checked: 10, lost: 1, ..Integrity::default() });
-        assert!(judge(&[lossy], false).failed[0].contains("1 were lost"));
-        assert!(judge(&[outcome(1, 1, 0.1)], true).partial.is_some());
-    }
 
     #[test]
     fn addresses_have_ports() {

@@ -17,6 +17,7 @@ use flumen_wire::compression::Compression;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 /// Scenarios that come with the program.
 const BUILT_IN: &[(&str, &str)] = &[
@@ -45,6 +46,8 @@ mod bounds {
     pub(super) const RECORD_BYTES_MAX: usize = 64 << 20;
     pub(super) const REQUEST_BYTES_MAX: usize = 100 << 20;
     pub(super) const IN_FLIGHT_MAX: usize = 1024;
+    /// Partitions that all connections of a phase know of, each for itself: about a hundred bytes each.
+    pub(super) const PLACES_MAX: u64 = 20_000_000;
 }
 
 /// See the head of this file.
@@ -85,6 +88,8 @@ pub(crate) struct TopicSettings {
     pub configs: BTreeMap<String, String>,
     /// Whether topics that the run made stay when it is over.
     pub keep: bool,
+    /// Whether topics that are not there are made.
+    pub create: bool,
 }
 
 impl Default for TopicSettings {
@@ -96,6 +101,7 @@ impl Default for TopicSettings {
             replication_factor: -1,
             configs: BTreeMap::new(),
             keep: false,
+            create: true,
         }
     }
 }
@@ -120,6 +126,9 @@ pub(crate) struct Phase {
     /// Before that.
     #[serde(default = "defaults::warmup")]
     pub warmup_seconds: f64,
+    /// It is over earlier, as soon as so many bytes of values were acknowledged; looked at by the second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub producers: Vec<Producers>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -373,6 +382,12 @@ impl Default for Consumers {
     }
 }
 
+impl Consumers {
+    pub(crate) fn pause(&self) -> Duration {
+        Duration::from_secs_f64(self.pause_ms / 1e3)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Mode {
@@ -429,9 +444,12 @@ pub(crate) struct Overrides {
     /// Records per second, of open loads
     #[arg(long, value_name = "RECORDS", allow_negative_numbers = true)]
     pub rate: Option<f64>,
-    /// Topic to write to and read; one that is there is used as it is
+    /// Topic to write to and read, which must be there: it is used as it is, and stays
     #[arg(long, value_name = "NAME")]
     pub topic: Option<String>,
+    /// Make the topic if it is not there; what was made goes when the run is over
+    #[arg(long)]
+    pub create_topic: bool,
     /// Partitions of topics that are made
     #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
     pub partitions: Option<i32>,
@@ -501,6 +519,7 @@ impl Scenario {
             }
         }
         put(&mut self.topic.name, &flags.topic);
+        self.topic.create = flags.create_topic || (self.topic.create && flags.topic.is_none());
         put(&mut self.topic.partitions, &flags.partitions);
         put(&mut self.topic.replication_factor, &flags.replication_factor);
         put(&mut self.threads, &flags.threads);
@@ -575,12 +594,21 @@ impl Scenario {
         }
         within("topic.count", self.topic.count.into(), 1.0, TOPICS_MAX.into())?;
         within("topic.partitions", self.topic.partitions.into(), 1.0, PARTITIONS_MAX.into())?;
+        let partitions = u64::from(self.topic.count) * self.topic.partitions as u64;
+        if partitions > PARTITIONS_MAX as u64 {
+            let what = format!("with topic.count these are {partitions}, and at most {PARTITIONS_MAX}");
+            return Err(at("topic.partitions", what));
+        }
         within("threads", self.threads as f64, 0.0, 1024.0)?;
         within("request_timeout_s", self.request_timeout_s, 0.1, 3600.0)?;
         for (number, phase) in self.phases.iter().enumerate() {
             let place = |key: &str| format!("phases.{number}.{key}");
             within(&place("seconds"), phase.seconds, 0.1, SECONDS_MAX)?;
             within(&place("warmup_seconds"), phase.warmup_seconds, 0.0, SECONDS_MAX)?;
+            phase.check_places(partitions).map_err(|what| at(&place("producers"), what))?;
+            if let Some(bytes) = phase.bytes {
+                within(&place("bytes"), bytes as f64, 1.0, 1e15)?;
+            }
             if phase.producers.is_empty() && phase.consumers.is_empty() && phase.churn.is_none() {
                 return Err(at(&place(""), "it has neither producers nor consumers nor churn".to_owned()));
             }
@@ -624,6 +652,22 @@ impl Scenario {
 }
 
 type Wrong = (&'static str, String);
+
+impl Phase {
+    /// Whether its connections can know of so many partitions.
+    pub(crate) fn check_places(&self, partitions: u64) -> Result<(), String> {
+        let producers: u64 = self.producers.iter().map(|one| u64::from(one.count)).sum();
+        let consumers: u64 = self.consumers.iter().map(|one| u64::from(one.count)).sum();
+        let places = (producers + consumers).saturating_mul(partitions);
+        if places <= bounds::PLACES_MAX {
+            return Ok(());
+        }
+        Err(format!(
+            "{producers} producers and {consumers} consumers on {partitions} partitions: their product is above {}",
+            bounds::PLACES_MAX
+        ))
+    }
+}
 
 impl Producers {
     fn check_load(&self) -> Result<(), Wrong> {

@@ -5,11 +5,12 @@
 //! part of records that wait longer than `x` is `(s - x) / t`, and the quantile `q` is `s - (1 - q) t`, where that is above 0.
 
 use crate::cli::SelftestOptions;
+use crate::console::say;
 use crate::engine::Means;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::layout::MachineShare;
-use crate::null_broker::{Fault, NullBroker, Script};
+use crate::null_broker::{NullBroker, Script};
 use crate::phase::{PhaseOutcome, Prepared};
 use crate::progress::{Progress, milliseconds};
 use crate::result::PartKind;
@@ -20,6 +21,10 @@ use std::time::Duration;
 
 /// How far the histogram may be off.
 const TOLERANCE: f64 = 0.02;
+/// A shorter stall is as long as what else takes time.
+const STALL_MS_MIN: f64 = 1.0;
+/// An hour.
+const EVERY_MS_MAX: f64 = 3_600_000.0;
 /// When the machine was too busy for the generator to be on time, this often it is tried again.
 const ATTEMPTS: usize = 5;
 /// Sends that are this late say that the machine was too busy, not that the histogram is wrong.
@@ -43,11 +48,15 @@ impl Check {
 
 /// `flumen-bench selftest`.
 pub(crate) fn run(options: &SelftestOptions) -> Result<(), Failure> {
-    let seconds = |value: f64| Duration::from_secs_f64(value / 1e3);
-    let (stall, every) = (seconds(options.stall_ms), seconds(options.every_ms));
-    if stall.is_zero() || stall >= every {
-        return Err(Failure::Usage("--stall-ms must be above 0 and below --every-ms".to_owned()));
+    let SelftestOptions { stall_ms, every_ms, .. } = *options;
+    if !(stall_ms >= STALL_MS_MIN && stall_ms < every_ms && every_ms <= EVERY_MS_MAX) {
+        return Err(Failure::Usage(format!(
+            "--stall-ms {stall_ms} --every-ms {every_ms}: a stall has at least {STALL_MS_MIN} ms and is shorter than the time \
+             from one to the next, which has at most {EVERY_MS_MAX}"
+        )));
     }
+    let milliseconds_of = |value: f64| Duration::from_secs_f64(value / 1e3);
+    let (stall, every) = (milliseconds_of(stall_ms), milliseconds_of(every_ms));
     let interrupted = interrupt::flag()?;
     let mut why = String::new();
     for _ in 0..ATTEMPTS {
@@ -56,13 +65,14 @@ pub(crate) fn run(options: &SelftestOptions) -> Result<(), Failure> {
             return Err(Failure::Interrupted);
         }
         let lateness_ns = summary(&open, PartKind::Lateness).map_or(0, |summary| summary.p99_9_ns);
-        println!("lateness of the generator: p99.9 {}", milliseconds(lateness_ns));
+        say(&format!("lateness of the generator: p99.9 {}\n", milliseconds(lateness_ns)))?;
         let checks = checks(&open, stall, every);
         for check in &checks {
             let expected = milliseconds(check.expected_ns as u64);
             let off = (check.found_ns as f64 / check.expected_ns - 1.0) * 100.0;
             let found = milliseconds(check.found_ns);
-            println!("p{:<6} expected {expected:>9}  found {found:>9}  {off:+.2} %", check.quantile * 100.0);
+            let quantile = check.quantile * 100.0;
+            say(&format!("p{quantile:<6} expected {expected:>9}  found {found:>9}  {off:+.2} %\n"))?;
         }
         if checks.iter().all(Check::is_good) {
             return compare_with_closed(stall, every, options, &interrupted);
@@ -74,7 +84,7 @@ pub(crate) fn run(options: &SelftestOptions) -> Result<(), Failure> {
         if lateness_ns <= LATENESS_NS_MAX {
             break;
         }
-        println!("{why}: once more");
+        say(&format!("{why}: once more\n"))?;
     }
     Err(Failure::Other(why))
 }
@@ -87,15 +97,14 @@ fn compare_with_closed(
 ) -> Result<(), Failure> {
     let closed = attempt(stall, every, options.stalls, Load::Closed, options.sending.means(), interrupted)?;
     if let Some(summary) = summary(&closed, PartKind::Produce) {
-        println!(
-            "a generator that waits for each answer ({}) would have said of the same broker: p99 {}, p99.9 {}",
-            options.sending.driver.name(),
+        say(&format!(
+            "a generator that waits for each answer ({}) would have said of the same broker: p99 {}, p99.9 {}\n",
+            options.sending.means().driver.name(),
             milliseconds(summary.p99_ns),
             milliseconds(summary.p99_9_ns)
-        );
+        ))?;
     }
-    println!("the histogram shows the stalls within {:.0} %", TOLERANCE * 100.0);
-    Ok(())
+    say(&format!("the histogram shows the stalls within {:.0} %\n", TOLERANCE * 100.0))
 }
 
 fn summary(outcome: &PhaseOutcome, kind: PartKind) -> Option<crate::result::Summary> {
@@ -131,7 +140,7 @@ fn attempt(
     means: Means,
     interrupted: &AtomicBool,
 ) -> Result<PhaseOutcome, Failure> {
-    let script = Script { partitions: 4, stall_every: every, stall, fault: Fault::None, keeps: false };
+    let script = Script { stall_every: every, stall, ..Script::default() };
     let broker = NullBroker::start("127.0.0.1:0", script)?;
     let producers = match load {
         Load::Open => Producers { count: 2, rate: RATE, ..Producers::default() },
@@ -155,6 +164,7 @@ fn attempt(
             name: String::new(),
             seconds: every.as_secs_f64() * f64::from(stalls),
             warmup_seconds: every.as_secs_f64(),
+            bytes: None,
             producers: vec![producers],
             consumers: Vec::new(),
             churn: None,

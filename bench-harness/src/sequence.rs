@@ -105,18 +105,35 @@ impl Sequences {
         other.ranges().map(|(begin, end)| self.add_range(begin, end)).sum()
     }
 
-    /// How many of these are missing in `other`.
-    pub(crate) fn missing_in(&self, other: &Sequences) -> u64 {
-        let common: u64 = self.ranges().map(|(begin, end)| other.count_within(begin, end)).sum();
-        let held: u64 = self.ranges().map(|(begin, end)| end - begin).sum();
-        held - common + other.overflowed
+    /// Those that are not in `other`.
+    pub(crate) fn without(&self, other: &Sequences) -> Sequences {
+        let mut left = Sequences::default();
+        for (begin, end) in self.ranges() {
+            let mut from = begin;
+            for (other_begin, other_end) in other.overlapping(begin, end) {
+                left.add_range(from, other_begin);
+                from = other_end;
+            }
+            left.add_range(from, end);
+        }
+        left
     }
 
-    fn count_within(&self, begin: u64, end: u64) -> u64 {
-        let before = self.ranges.range(..begin).next_back();
+    /// How many are below `limit`.
+    pub(crate) fn count_below(&self, limit: u64) -> u64 {
+        self.ranges.range(..limit).map(|(begin, end)| end.min(&limit) - begin).sum()
+    }
+
+    /// Behind the last one.
+    pub(crate) fn end(&self) -> u64 {
+        self.ranges.last_key_value().map_or(0, |(_, end)| *end)
+    }
+
+    /// Its ranges within others' bounds, cut to them, ascending.
+    fn overlapping(&self, begin: u64, end: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let before = self.ranges.range(..begin).next_back().filter(|(_, to)| **to > begin);
         let within = self.ranges.range(begin..end);
-        let cut = |(from, to): (&u64, &u64)| (*to).min(end).saturating_sub((*from).max(begin));
-        before.into_iter().chain(within).map(cut).sum()
+        before.into_iter().chain(within).map(move |(from, to)| ((*from).max(begin), (*to).min(end)))
     }
 }
 
@@ -161,7 +178,10 @@ mod tests {
             let (one, other) = (set(&first), set(&second));
             let (dumb, dumber): (BTreeSet<_>, BTreeSet<_>) = (first.into_iter().collect(), second.into_iter().collect());
             prop_assert_eq!(one.count(), dumb.len() as u64);
-            prop_assert_eq!(one.missing_in(&other), dumb.difference(&dumber).count() as u64);
+            let missing: Vec<u64> = dumb.difference(&dumber).copied().collect();
+            prop_assert_eq!(one.without(&other), set(&missing));
+            prop_assert_eq!(one.end(), dumb.last().map_or(0, |last| last + 1));
+            prop_assert_eq!(one.count_below(30), dumb.range(..30).count() as u64);
             let mut merged = one.clone();
             prop_assert_eq!(merged.merge(&other), dumb.intersection(&dumber).count() as u64);
             let union: Vec<_> = dumb.union(&dumber).copied().collect();

@@ -2,7 +2,7 @@
 
 use crate::phase::PhaseOutcome;
 use crate::progress::milliseconds;
-use crate::result::{Part, PartKind, RunResult};
+use crate::result::{Growth, Part, PartKind, RunResult, Usage, UsageSecond};
 use std::fmt::Write;
 
 /// The lines of one phase.
@@ -10,6 +10,18 @@ pub(crate) fn phase(name: &str, outcome: &PhaseOutcome) -> String {
     let mut text = format!("{name} ({:.1} s)\n", outcome.measured_s);
     for part in &outcome.parts {
         let _ = writeln!(text, "  {}", of_part(part));
+        if let Some(drift) = part.drift.filter(|_| part.kind.is_work()) {
+            let (first, last) = (drift.first.p99_9_ns, drift.last.p99_9_ns);
+            let _ = writeln!(
+                text,
+                "  {:12}p99.9 of the first {} s {}, of the last {} ({:.2} x)",
+                "",
+                drift.length_s,
+                milliseconds(first),
+                milliseconds(last),
+                last as f64 / first.max(1) as f64
+            );
+        }
     }
     if let Some(times) = over_raw(&outcome.parts) {
         let _ = writeln!(text, "  {:12}{times}", "of the disk");
@@ -36,19 +48,48 @@ pub(crate) fn phase(name: &str, outcome: &PhaseOutcome) -> String {
                 let _ = write!(text, ", {value:.2} {unit}");
             }
         }
-        let _ = writeln!(text, ", memory {} MiB", usage.rss_bytes_max >> 20);
+        let _ = writeln!(text, ", memory {} MiB{}", usage.rss_bytes_max >> 20, memory_drift(usage));
     }
     let cpu_s = outcome.usage.cpu_user_s + outcome.usage.cpu_system_s;
-    let share = outcome.cpu_share * 100.0;
-    let _ = writeln!(text, "  {:12}CPU {cpu_s:.2} s, its busiest thread {share:.0} %", "generator");
+    let _ = write!(text, "  {:12}CPU {cpu_s:.2} s, its busiest thread ", "generator");
+    let (share, waiting) = (outcome.effort.cpu_share() * 100.0, outcome.effort.waiting_share() * 100.0);
+    let _ = writeln!(text, "{share:.0} % of a core, {waiting:.0} % waiting for one");
     if let Some(integrity) = &outcome.integrity {
         let _ = writeln!(
             text,
             "  {:12}{} records: {} lost, {} duplicated, {} reordered",
             "checked", integrity.checked, integrity.lost, integrity.duplicated, integrity.reordered
         );
+        for (count, what) in [
+            (integrity.unread, "not read when reading ended"),
+            (integrity.deleted, "deleted before they were read"),
+            (integrity.redelivered, "given again to a member of the group"),
+        ] {
+            if count > 0 {
+                let _ = writeln!(text, "  {:12}{count} {what}", "");
+            }
+        }
+    }
+    if let Some(growth) = &outcome.growth {
+        let Growth { acknowledged, appended, .. } = growth;
+        let _ = writeln!(text, "  {:12}by {appended} records, {acknowledged} were acknowledged", "logs grew");
     }
     text
+}
+
+/// How the memory of a long run grew from its first to its last sixth.
+fn memory_drift(usage: &Usage) -> String {
+    let sixth = usage.seconds.len() / 6;
+    let most =
+        |seconds: &[UsageSecond]| seconds.iter().map(|second| second.rss_bytes >> 20).max().unwrap_or(0);
+    match sixth {
+        0..10 => String::new(),
+        _ => format!(
+            " (first {sixth} s {}, last {})",
+            most(&usage.seconds[..sixth]),
+            most(&usage.seconds[usage.seconds.len() - sixth..])
+        ),
+    }
 }
 
 /// Latency of acknowledgements as a multiple of bare writes at the same time.
@@ -80,8 +121,7 @@ fn of_part(part: &Part) -> String {
             let (records, megabytes) = (part.records_per_s(), part.bytes_per_s() / 1e6);
             let _ = write!(line, "{records:.0} records/s, {megabytes:.1} MB/s, ");
         }
-        let seconds: f64 = part.seconds.iter().map(|second| second.length_s).sum();
-        let _ = write!(line, "{:.0} requests/s; ", part.requests as f64 / seconds.max(1e-9));
+        let _ = write!(line, "{:.0} requests/s; ", part.requests as f64 / part.length_s().max(1e-9));
     }
     if let Some(latency) = &part.latency {
         let summary = &latency.summary;
@@ -110,6 +150,9 @@ pub(crate) fn verdict(result: &RunResult) -> String {
     if let Some(why) = &verdict.generator_limited {
         let _ = writeln!(text, "LIMITED BY THE GENERATOR: {why}");
     }
+    if let Some(why) = &verdict.incomplete {
+        let _ = writeln!(text, "INCOMPLETE: {why}");
+    }
     for why in &verdict.failed {
         let _ = writeln!(text, "FAILED: {why}");
     }
@@ -126,9 +169,10 @@ pub(crate) fn canonical(result: &RunResult) -> Option<String> {
     let (throughput, latency) = (produce("throughput")?, produce("latency")?);
     let late = latency.latency.as_ref()?.summary.p99_9_ns;
     Some(format!(
-        "throughput  {:.1} MB/s acknowledged ({:.0} records/s of 1 KiB)\nlatency     {} p99.9 at {:.0} records/s",
+        "throughput  {:.1} MB/s acknowledged ({:.0} records/s of {} bytes)\nlatency     {} p99.9 at {:.0} records/s",
         throughput.bytes_per_s() / 1e6,
         throughput.records_per_s(),
+        throughput.bytes.checked_div(throughput.records).unwrap_or_default(),
         milliseconds(late),
         latency.records_per_s()
     ))

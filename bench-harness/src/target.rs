@@ -1,7 +1,7 @@
 //! What is measured: a cluster, and the topics on it that the load uses.
 
 use crate::failure::Failure;
-use crate::result::Broker;
+use crate::result::{Broker, TopicsSeen};
 use crate::scenario::TopicSettings;
 use flumen_client::admin::describe_cluster;
 use flumen_client::admin::topics::{NewTopic, create, delete};
@@ -74,9 +74,26 @@ impl Target {
                 },
                 made: Vec::new(),
             };
-            target.make_topics(&cluster, topic).await.map_err(failure_of)?;
+            let found = match topic.create {
+                true => target.make_topics(&cluster, topic).await,
+                false => target.find_topics(&cluster, topic).await,
+            };
+            found.map_err(|error| match error {
+                Error::UnknownTopic(name) => Failure::Usage(format!(
+                    "--topic {name}: there is no such topic; --create-topic makes it for this run"
+                )),
+                error => failure_of(error),
+            })?;
             Ok(target)
         })
+    }
+
+    async fn find_topics(&mut self, cluster: &Cluster, settings: &TopicSettings) -> Result<(), Error> {
+        let names = settings.names();
+        for name in &names {
+            cluster.topic(name, false).await?;
+        }
+        self.wait_for_leaders(cluster, &names).await
     }
 
     async fn make_topics(&mut self, cluster: &Cluster, settings: &TopicSettings) -> Result<(), Error> {
@@ -130,13 +147,39 @@ impl Target {
         }
     }
 
+    pub(crate) async fn connect(&self, timeout: Duration) -> Result<Cluster, Error> {
+        Cluster::connect(settings(&self.addresses, timeout)).await
+    }
+
+    pub(crate) fn seen(&self) -> TopicsSeen {
+        TopicsSeen {
+            count: self.topics.len() as u32,
+            partitions: self.topics.iter().map(|topic| topic.leaders.len() as u64).sum(),
+            made: self.made.len() as u32,
+        }
+    }
+
+    /// Topics that were there, and have other numbers of partitions than they would have been made with.
+    pub(crate) fn notes(&self, settings: &TopicSettings) -> Vec<String> {
+        let wanted = settings.partitions as usize;
+        let other = |topic: &&TopicState| !self.made.contains(&topic.name) && topic.leaders.len() != wanted;
+        let others: Vec<&TopicState> = self.topics.iter().filter(other).collect();
+        let Some(first) = others.first() else { return Vec::new() };
+        let more = if others.len() > 1 { format!(" (and {} more)", others.len() - 1) } else { String::new() };
+        vec![format!(
+            "topic {:?}{more} was there with {} partitions; the scenario says {wanted}",
+            first.name,
+            first.leaders.len()
+        )]
+    }
+
     /// Removes what was made for the run.
     pub(crate) fn clean(&self, timeout: Duration) -> Result<(), Failure> {
         if self.made.is_empty() {
             return Ok(());
         }
         runtime::block_on(async {
-            let cluster = Cluster::connect(settings(&self.addresses, timeout)).await?;
+            let cluster = self.connect(timeout).await?;
             for some in self.made.chunks(TOPICS_PER_REQUEST) {
                 delete(&cluster, some).await?;
             }

@@ -196,9 +196,7 @@ fn an_interrupt_leaves_a_partial_result() {
     let mut child =
         program().arg("run").arg(&scenario).args(arguments).stdout(Stdio::null()).spawn().expect("it runs");
     std::thread::sleep(Duration::from_millis(1500));
-    let pid = i32::try_from(child.id()).expect("a pid");
-    let pid = rustix::process::Pid::from_raw(pid).expect("not zero");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it is there");
+    interrupt(&child);
     let status = child.wait().expect("it ends");
     assert_eq!(status.code(), Some(130));
     let result = json(&file);
@@ -362,6 +360,232 @@ fn librdkafka_is_counted_through_a_restart_too() {
     // Some milliseconds where the library finds the new process at its first try; else it waits 100 ms and longer.
     let outage_ns = result["restarts"][0]["first_acknowledgement_ns"].as_u64().expect("a number");
     assert!((500_000..3_000_000_000).contains(&outage_ns), "{}", result["restarts"]);
+}
+
+#[test]
+fn a_consumer_that_is_behind_when_reading_ends_is_no_loss() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let file = folder.file("result.json");
+    // A batch of each partition every two seconds: it would need minutes.
+    let slow = "[[phases.consumers]]\nfrom = \"latest\"\npause_ms = 2000\npartition_bytes_max = 1";
+    let output = folder_run(&broker, &scenario(&folder, STEADY, slow), &file, &[]);
+    assert_code(&output, 0, "INCOMPLETE");
+    let result = json(&file);
+    let integrity = &result["integrity"];
+    assert_eq!((&integrity["lost"], &integrity["deleted"]), (&0.into(), &0.into()), "{integrity}");
+    assert!(integrity["unread"].as_u64().is_some_and(|unread| unread > 500), "{integrity}");
+    assert!(text(&output).contains("still behind"), "{}", text(&output));
+}
+
+#[test]
+fn a_consumer_that_is_behind_when_the_user_ends_it_is_no_loss_either() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let file = folder.file("result.json");
+    let slow = "[[phases.consumers]]\nfrom = \"latest\"\npause_ms = 1000\npartition_bytes_max = 1";
+    let scenario = scenario(&folder, STEADY, slow);
+    let arguments = ["-b", &broker.address, "--seconds", "60", "-o", file.to_str().expect("text")];
+    let child = program().arg("run").arg(&scenario).args(arguments).stdout(Stdio::null()).spawn();
+    let mut child = child.expect("it runs");
+    std::thread::sleep(Duration::from_millis(1500));
+    interrupt(&child);
+    let began = Instant::now();
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(8), "it does not wait for who is behind");
+    let integrity = &json(&file)["integrity"];
+    assert_eq!(integrity["lost"], 0, "{integrity}");
+    assert!(integrity["unread"].as_u64().is_some_and(|unread| unread > 100), "{integrity}");
+}
+
+#[test]
+fn what_retention_deletes_before_it_is_read_is_told_and_no_loss() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep", "--keep-bytes", "20000"]));
+    let file = folder.file("result.json");
+    let slow = "[[phases.consumers]]\nfrom = \"latest\"\npause_ms = 700";
+    let output = folder_run(&broker, &scenario(&folder, STEADY, slow), &file, &[]);
+    assert_code(&output, 0, "deleted by the broker before they were read");
+    let integrity = &json(&file)["integrity"];
+    assert_eq!((&integrity["lost"], &integrity["unread"]), (&0.into(), &0.into()), "{integrity}");
+    assert!(integrity["deleted"].as_u64().is_some_and(|deleted| deleted > 50), "{integrity}");
+}
+
+#[test]
+fn percentiles_of_an_overloaded_broker_are_called_lower_bounds() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--stall-ms", "90", "--every-ms", "100"]));
+    let file = folder.file("result.json");
+    let many = "rate = 20000\nin_flight = 1\nbatch_records = 1\nrequest_batches = 1\npayload.size = 64";
+    let output = folder_run(&broker, &scenario(&folder, many, ""), &file, &[]);
+    assert_code(&output, 0, "INCOMPLETE");
+    let result = json(&file);
+    let why = result["verdict"]["incomplete"].as_str().expect("said");
+    assert!(why.contains("lower bounds") && why.contains("were never sent"), "{why}");
+}
+
+#[test]
+fn loss_is_found_where_nobody_reads() {
+    let many = "rate = 3000\nbatch_records = 1\nrequest_batches = 1\npayload.size = 64";
+    let run_with = |fault: &str, more: &str| {
+        let (folder, broker) = (Folder::new(), Broker::start(&["--fault", fault]));
+        let file = folder.file("result.json");
+        let output = folder_run(&broker, &scenario(&folder, &format!("{many}\n{more}"), ""), &file, &[]);
+        (output, json(&file))
+    };
+    let (output, result) = run_with("lose", "");
+    assert_code(&output, 4, "or more were lost: the logs grew by");
+    let growth = &result["growths"][0];
+    let acknowledged = growth["acknowledged"].as_u64().expect("a number");
+    let missing = growth["missing"].as_u64().expect("a number");
+    assert!(missing.abs_diff(acknowledged / 100) <= 4, "{growth}");
+    let (output, result) = run_with("duplicate", "");
+    assert_code(&output, 0, "records more than were acknowledged: duplicates");
+    assert_eq!(result["growths"][0]["missing"], 0);
+    let (output, result) = run_with("none", "");
+    assert_code(&output, 0, "were acknowledged");
+    assert_eq!(result["growths"].as_array().map(Vec::len), None, "whoever keeps nothing is not asked");
+    let (output, _) = run_with("lose", "acks = \"none\"");
+    assert_code(&output, 0, "it was not checked whether the logs grew");
+}
+
+#[test]
+fn output_that_nobody_reads_or_that_is_full_costs_no_result() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let (file, log) = (folder.file("result.json"), folder.file("log.hlog"));
+    let scenario = scenario(&folder, STEADY, READER);
+    let run_into = |out: Stdio| {
+        let _ = std::fs::remove_file(&file);
+        let output = program()
+            .arg("run")
+            .arg(&scenario)
+            .args(["-b", &broker.address, "-o", file.to_str().expect("text")])
+            .args(["--hlog", log.to_str().expect("text")])
+            .stdout(out)
+            .stderr(Stdio::piped())
+            .output()
+            .expect("it runs");
+        assert_eq!(part(&json(&file), "produce")["records"], 1000);
+        assert!(folder.file("log-p-produce.hlog").exists());
+        output
+    };
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("it is there");
+    let output = run_into(full.into());
+    assert_code(&output, 1, "standard output: No space left");
+    // A pipe whose reader has gone.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = run_into(writer.into());
+    assert_code(&output, 0, "");
+    assert_eq!(text(&output), "");
+}
+
+#[test]
+fn a_result_is_repeated_as_it_was_made() {
+    let (folder, broker) = (Folder::new(), Broker::start(&[]));
+    let (file, again) = (folder.file("result.json"), folder.file("again.json"));
+    let data = folder.0.to_str().expect("text").to_owned();
+    let given = ["--epoll", "--raw-sync", "--data-dir", &data];
+    assert_code(&folder_run(&broker, &scenario(&folder, STEADY, ""), &file, &given), 0, "raw sync");
+    let address = broker.address.clone();
+    drop(broker);
+    let rerun = |more: &[&str]| {
+        let written = ["-o", again.to_str().expect("text")];
+        program().arg("rerun").arg(&file).args(written).args(more).output().expect("it runs")
+    };
+    assert_code(&rerun(&[]), 3, &address);
+    let other = Broker::start(&[]);
+    assert_code(&rerun(&["-b", &other.address]), 0, "raw sync");
+    let (first, second) = (json(&file), json(&again));
+    assert_eq!(first["manner"]["epoll"], true);
+    assert_eq!(first["manner"], second["manner"]);
+    assert_eq!(first["topics"]["partitions"], 4);
+    // Where the topics are others than those that the result is of.
+    let wider = Broker::start(&["--partitions", "6"]);
+    assert_code(&rerun(&["-b", &wider.address]), 0, "was there with 6 partitions; the scenario says 4");
+}
+
+#[test]
+fn what_came_before_a_phase_that_failed_is_kept() {
+    let (folder, broker) = (Folder::new(), Broker::start(&[]));
+    let file = folder.file("result.json");
+    let second = "[[phases]]\nname = \"q\"\nseconds = 1\n[[phases.producers]]\n\
+                  payload = { content = \"lines\", file = \"/no/such/file\" }";
+    let output = folder_run(&broker, &scenario(&folder, STEADY, second), &file, &[]);
+    assert_code(&output, 1, "/no/such/file");
+    assert!(text(&output).contains("PARTIAL: phase \"q\" failed"), "{}", text(&output));
+    let result = json(&file);
+    assert_eq!(part(&result, "produce")["records"], 1000);
+    assert!(result["verdict"]["partial"].as_str().is_some_and(|why| why.contains("/no/such/file")));
+}
+
+#[test]
+fn a_topic_that_is_named_must_be_there_unless_it_may_be_made() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--topic", "there"]));
+    let scenario = scenario(&folder, STEADY, "");
+    let run_on = |arguments: &[&str]| run(&broker.address, &scenario, arguments);
+    assert_code(&run_on(&["--topic", "missing"]), 2, "--create-topic makes it");
+    assert_code(&run_on(&["--topic", "there"]), 0, "produce");
+    assert_code(&run_on(&["--topic", "missing", "--create-topic"]), 0, "produce");
+    // That of a scenario is made.
+    assert_code(&run_on(&[]), 0, "produce");
+    assert_code(&run_on(&["--topic", "there", "--partitions", "9"]), 0, "was there with 4 partitions");
+}
+
+#[test]
+fn consumers_that_receive_nothing_fail_the_run() {
+    let (folder, broker) = (Folder::new(), Broker::start(&["--keep"]));
+    let path = folder.file("scenario.toml");
+    let alone = "[topic]\nname = \"t\"\n[[phases]]\nname = \"p\"\nseconds = 1\nwarmup_seconds = 0\n\
+                 [[phases.consumers]]\nname = \"cold\"\nfrom = \"earliest\"\nwait_ms = 50\n";
+    std::fs::write(&path, alone).expect("written");
+    assert_code(&run(&broker.address, &path, &[]), 4, "the consumers \"cold\" received nothing");
+}
+
+#[test]
+fn a_full_batch_does_not_wait_for_its_linger() {
+    let (folder, broker) = (Folder::new(), Broker::start(&[]));
+    let file = folder.file("result.json");
+    for law in ["sticky", "round-robin"] {
+        // Ten records come in 5 ms, and all that wait for each other in 20 ms.
+        let full = format!("rate = 2000\nlinger_ms = 400\nbatch_records = 10\npartitioning = \"{law}\"");
+        let output = folder_run(&broker, &scenario(&folder, &full, ""), &file, &[]);
+        assert_code(&output, 0, "produce");
+        let result = json(&file);
+        let produce = part(&result, "produce");
+        assert_eq!(produce["records"], 4000, "{law}");
+        let p50_ns = produce["latency"]["summary"]["p50_ns"].as_u64().expect("a number");
+        assert!(p50_ns < 100_000_000, "{law}: {p50_ns}");
+        // Batches that are not full wait: there are no more of them than that.
+        let requests = produce["requests"].as_u64().expect("a number");
+        assert!((90..=450).contains(&requests), "{law}: {requests}");
+    }
+}
+
+#[test]
+fn a_phase_ends_when_it_has_written_enough() {
+    let (folder, broker) = (Folder::new(), Broker::start(&[]));
+    let file = folder.file("result.json");
+    let scenario = scenario(&folder, "rate = 1000\npayload.size = 100", "");
+    let arguments = ["--seconds", "60", "--set", "phases.0.bytes=150000"];
+    assert_code(&folder_run(&broker, &scenario, &file, &arguments), 0, "produce");
+    let result = json(&file);
+    let bytes = part(&result, "produce")["bytes"].as_u64().expect("a number");
+    assert!((150_000..300_000).contains(&bytes), "{bytes}");
+    assert!(result["verdict"]["partial"].is_null());
+    let arguments = ["--seconds", "1", "--set", "phases.0.bytes=150000"];
+    assert_code(&folder_run(&broker, &scenario, &file, &arguments), 0, "of 150000 bytes were written");
+}
+
+#[test]
+fn stalls_that_make_no_sense_are_refused() {
+    for stall_ms in ["-5", "0", "nan", "inf", "1e300"] {
+        let output = program().args(["selftest", "--stall-ms", stall_ms]).output().expect("it runs");
+        assert_code(&output, 2, "--stall-ms");
+    }
+}
+
+/// Ctrl-C.
+fn interrupt(child: &Child) {
+    let pid = i32::try_from(child.id()).expect("a pid");
+    let pid = rustix::process::Pid::from_raw(pid).expect("not zero");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it is there");
 }
 
 /// A worker in a process of its own.

@@ -88,6 +88,9 @@ pub(crate) struct Ratio {
     pub interval: Option<Interval>,
     /// Turns, or blocks of seconds of the smaller side.
     pub samples: u32,
+    /// A run of A or of the other left out what was due (`verdict.incomplete`): neither is called better.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_withheld: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 //! from any drawing of them. Rates are sums over sums, percentiles are those of merged histograms: no figure is a mean
 //! of figures.
 
+use crate::engine::Amount;
 use crate::result::{PartKind, RunResult, Second};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -49,20 +50,12 @@ enum Source {
     Bytes(PartKind),
     Quantile(PartKind, f64),
     /// CPU seconds of the broker per unit of work.
-    Cpu(fn(&Work) -> u64, f64),
+    Cpu(fn(&Amount) -> u64, f64),
     RssMax,
     /// A quantile as a multiple of that of the bare writes.
     OverRaw(PartKind, f64),
     /// From the kills of the broker, all of them together, for each.
     FirstAcknowledgement,
-}
-
-/// What the broker did for its clients.
-#[derive(Debug, Default)]
-struct Work {
-    bytes: u64,
-    records: u64,
-    requests: u64,
 }
 
 impl Figure {
@@ -216,7 +209,8 @@ type Counts = Vec<(u64, u64)>;
 pub(crate) struct Digest {
     /// The main part of each kind in each phase.
     parts: Vec<PartDigest>,
-    work: Work,
+    /// That came back while the broker was watched.
+    work: Amount,
     cpu_s: Option<f64>,
     rss_bytes_max: Option<u64>,
     /// Of each kill that something was acknowledged after.
@@ -235,12 +229,10 @@ impl Digest {
     /// An error names the histogram that can not be read.
     pub(crate) fn of(result: &RunResult) -> Result<Digest, String> {
         let mut parts: Vec<PartDigest> = Vec::new();
-        let mut work = Work::default();
+        let mut work = Amount::default();
         for part in &result.parts {
             if part.kind.is_work() {
-                work.bytes += part.bytes;
-                work.records += part.records;
-                work.requests += part.requests;
+                work.add(part.in_time());
             }
             if parts.iter().all(|known| (known.kind, &known.phase) != (part.kind, &part.phase)) {
                 let counts = part.latency.as_ref().map(|latency| latency.decode().map(|h| counts_of(&h)));

@@ -62,14 +62,23 @@ fn warnings(comparison: &Comparison, out: &mut String) {
     if let Some(reason) = &comparison.verdict.partial {
         let _ = writeln!(out, "PARTIAL: {reason}");
     }
+    for note in &comparison.verdict.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
     for run in &comparison.runs {
         let name = comparison.contenders.get(run.contender).map_or("", |one| &one.name);
+        let mut say = |word: &str, what: &str| {
+            let _ = writeln!(out, "{word}: {name}, turn {}: {what}", run.turn);
+        };
         let verdict = &run.result.verdict;
-        if let Some(reason) = &verdict.generator_limited {
-            let _ = writeln!(out, "GENERATOR LIMITED: {name}, turn {}: {reason}", run.turn);
-        }
-        for reason in &verdict.failed {
-            let _ = writeln!(out, "FAILED: {name}, turn {}: {reason}", run.turn);
+        verdict.generator_limited.iter().for_each(|reason| say("GENERATOR LIMITED", reason));
+        verdict.incomplete.iter().for_each(|reason| say("INCOMPLETE", reason));
+        verdict.failed.iter().for_each(|reason| say("FAILED", reason));
+        verdict.notes.iter().for_each(|note| say("note", note));
+        for part in run.result.parts.iter().filter(|part| !part.errors.is_empty()) {
+            let errors =
+                part.errors.iter().map(|(name, count)| format!("{name} {}", quantity::grouped(*count)));
+            say("errors", &errors.collect::<Vec<_>>().join(", "));
         }
     }
 }
@@ -125,8 +134,21 @@ mod tests {
     fn what_takes_from_the_figures_is_said() {
         let mut comparison = comparison();
         comparison.verdict.partial = Some("interrupted".to_owned());
-        comparison.runs[3].result.verdict.generator_limited = Some("it was full".to_owned());
+        let third = &mut comparison.runs[3].result;
+        third.verdict.generator_limited = Some("it was full".to_owned());
+        third.verdict.incomplete = Some("9 were never sent".to_owned());
+        third.verdict.notes.push("the broker did not keep up".to_owned());
+        third.parts[0].errors.insert("TIMEOUT".to_owned(), 1234);
+        comparison.ratios.iter_mut().for_each(|ratio| ratio.is_withheld = true);
         let text = of(&comparison);
+        for line in [
+            "INCOMPLETE: kafka, turn 2: 9 were never sent",
+            "note: kafka, turn 2: the broker did not keep up",
+            "errors: kafka, turn 2: TIMEOUT 1,234",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}: {text}");
+        }
+        assert!(!text.contains("better") && !text.contains("worse"), "{text}");
         assert!(text.contains("PARTIAL: interrupted\n"), "{text}");
         assert!(text.contains("GENERATOR LIMITED: kafka, turn 2: it was full\n"), "{text}");
     }

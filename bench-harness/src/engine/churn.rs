@@ -2,7 +2,7 @@
 //! when it was due to its first answer. Some more are opened before and stay idle.
 
 use super::ChurnPlan;
-use super::tally::error_name;
+use super::tally::{Amount, error_name};
 use super::thread::Shop;
 use crate::scenario::Producers;
 use crate::schedule::{Schedule, Share};
@@ -75,9 +75,10 @@ async fn visit(shop: &Shop, address: &str, due_ns: u64, part: usize, hold: Durat
     let asked = link.call(|_| MetadataRequest { topics: names, ..Default::default() }).await?;
     asked.read()?;
     if shop.is_measured(due_ns) {
-        let mut tallies = shop.tallies.borrow_mut();
-        tallies[part].time(shop.ns(Instant::now()).saturating_sub(due_ns));
-        tallies[part].requests += 1;
+        let (mut tallies, now_ns) = (shop.tallies.borrow_mut(), shop.ns(Instant::now()));
+        tallies[part].time(now_ns.saturating_sub(due_ns));
+        let amount = Amount { requests: 1, ..Amount::default() };
+        tallies[part].count(amount, now_ns, shop.control.end_ns());
     }
     runtime::sleep(hold).await;
     Ok(())

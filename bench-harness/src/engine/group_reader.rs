@@ -1,8 +1,8 @@
 //! A member of a consumer group, as its users write one: it joins, reads what it is given, commits, and joins again when
 //! the group rebalances.
 
-use super::reader::Receipts;
-use super::tally::error_name;
+use super::receipts::{Receipts, Taken};
+use super::tally::{Amount, error_name};
 use super::thread::Shop;
 use super::{Place, ReaderPlan, Received};
 use crate::scenario::From;
@@ -12,6 +12,7 @@ use flumen_client::consumer::{Consumer, ConsumerSettings, offsets_at};
 use flumen_client::group::{GroupMember, GroupSettings};
 use flumen_client::metadata::TopicPartition;
 use flumen_client::runtime;
+use flumen_wire::ErrorCode;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::rc::Rc;
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// How long one wait for records is: the end is looked for after that.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// Between two commits, as Kafka's clients have it.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause after an error.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -58,8 +61,9 @@ pub(super) async fn read_in_group(
         member,
         begin,
         topics,
-        receipts: Receipts::default(),
+        receipts: Receipts::of_member(plan.group),
         counted: 0,
+        committed_at: Instant::now(),
         plan,
     };
     reader.join().await?;
@@ -77,6 +81,7 @@ struct GroupReader {
     receipts: Receipts,
     /// Of the distinct records, those that the group's count has.
     counted: u64,
+    committed_at: Instant,
 }
 
 impl GroupReader {
@@ -104,8 +109,7 @@ impl GroupReader {
             }
             if let Some(acknowledged) = shop.control.sealed() {
                 let since = *sealed_since.get_or_insert_with(Instant::now);
-                let received = shop.control.group_received[self.plan.group].load(Ordering::Relaxed);
-                if self.receipts.is_complete(received, acknowledged, since) {
+                if self.is_complete(shop, acknowledged, since) {
                     break;
                 }
             }
@@ -114,9 +118,34 @@ impl GroupReader {
                 runtime::sleep(PAUSE).await;
             }
         }
+        self.note_reached();
+        let tally = &mut shop.tallies.borrow_mut()[self.plan.part];
+        tally.last_ns = tally.last_ns.max(shop.ns(Instant::now()).min(shop.control.end_ns()));
         let _ = self.commit().await;
         let _ = self.member.leave().await;
-        self.receipts.into_received(self.plan.group, None)
+        self.receipts.into_received()
+    }
+
+    /// What was given to several members is in the group's count several times: it alone ends nothing.
+    fn is_complete(&mut self, shop: &Shop, acknowledged: u64, since: Instant) -> bool {
+        let received = shop.control.group_received[self.plan.group].load(Ordering::Relaxed);
+        let mut positions = self.consumer.positions().values();
+        let is_at_end = positions.all(|one| one.end >= 0 && one.offset >= one.end);
+        let is_stable = self.member.must_rejoin().is_ok_and(|must| !must);
+        (received >= acknowledged && is_at_end && is_stable)
+            || self.receipts.is_quiet(since, self.plan.settings.pause())
+    }
+
+    /// Called long after the last acknowledgement: what ends there is known by then.
+    fn note_reached(&mut self) {
+        for (at, position) in self.consumer.positions() {
+            if let Some(topic) = self.topics.get(&*at.topic)
+                && position.end >= 0
+                && position.offset >= position.end
+            {
+                self.receipts.note_reached(Place { topic: *topic, partition: at.partition });
+            }
+        }
     }
 
     async fn step(&mut self, shop: &Shop) -> Result<(), Error> {
@@ -124,10 +153,15 @@ impl GroupReader {
             self.commit().await?;
             self.join().await?;
         }
-        if self.plan.settings.pause_ms > 0.0 {
-            runtime::sleep(Duration::from_secs_f64(self.plan.settings.pause_ms / 1e3)).await;
+        if self.committed_at.elapsed() > COMMIT_INTERVAL {
+            self.commit().await?;
         }
-        let Some(fetched) = runtime::timeout(POLL_TIMEOUT, self.consumer.poll()).await else { return Ok(()) };
+        if !self.plan.settings.pause().is_zero() {
+            runtime::sleep(self.plan.settings.pause()).await;
+        }
+        let polled = runtime::timeout(POLL_TIMEOUT, self.consumer.poll()).await;
+        self.heed_resets();
+        let Some(fetched) = polled else { return Ok(()) };
         let now = Instant::now();
         let now_unix_ns = shop.control.clock.unix_ns(now);
         let start_unix_ns = shop.control.clock.unix_ns(shop.start.get());
@@ -136,23 +170,28 @@ impl GroupReader {
             let place = Place { topic: *topic, partition: one.at.partition };
             let mut tallies = shop.tallies.borrow_mut();
             let tally = &mut tallies[self.plan.part];
-            let mut measured = 0;
+            let mut measured = Amount::default();
             let _ = one.for_each(|record| {
                 let value = record.value.unwrap_or_default();
                 self.receipts.note_arrival(now);
-                let header = self.receipts.take(shop.plan.run, place, value);
-                let due_unix_ns = header.map_or(now_unix_ns, |header| header.due_unix_ns);
+                let taken = self.receipts.take(shop.plan.run, place, record.offset, value);
+                let due_unix_ns = match taken {
+                    Taken::Ours(header) => header.due_unix_ns,
+                    Taken::Foreign => now_unix_ns,
+                    Taken::Redelivered => return ControlFlow::Continue(()),
+                };
                 if shop.is_measured(due_unix_ns.saturating_sub(start_unix_ns)) {
-                    if header.is_some() {
+                    if matches!(taken, Taken::Ours(_)) {
                         tally.time(now_unix_ns.saturating_sub(due_unix_ns));
                     }
-                    tally.records += 1;
-                    tally.bytes += value.len() as u64;
-                    measured += 1;
+                    measured.add(Amount { requests: 0, records: 1, bytes: value.len() as u64 });
                 }
                 ControlFlow::Continue(())
             })?;
-            tally.requests += u64::from(measured > 0);
+            if measured.records > 0 {
+                measured.requests = 1;
+                tally.count(measured, shop.ns(now), shop.control.end_ns());
+            }
         }
         let news = self.receipts.distinct() - self.counted;
         self.counted += news;
@@ -160,8 +199,34 @@ impl GroupReader {
         Ok(())
     }
 
+    /// That the group has moved on is no failure: whoever has the partitions now begins at the last commit.
     async fn commit(&mut self) -> Result<(), Error> {
+        self.committed_at = Instant::now();
         let positions = self.consumer.positions().iter().map(|(at, position)| (at.clone(), position.offset));
-        self.member.commit(&positions.collect()).await
+        match self.member.commit(&positions.collect()).await {
+            Err(error) if is_over(&error) => {
+                self.member.request_rejoin();
+                Ok(())
+            }
+            result => result,
+        }
     }
+
+    /// Those parts of the logs that are gone by now.
+    fn heed_resets(&mut self) {
+        for reset in self.consumer.take_resets() {
+            if let Some(topic) = self.topics.get(&*reset.at.topic)
+                && reset.to > reset.from
+            {
+                self.receipts.note_deletion(Place { topic: *topic, partition: reset.at.partition });
+            }
+        }
+    }
+}
+
+fn is_over(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Some(ErrorCode::IllegalGeneration | ErrorCode::UnknownMemberId | ErrorCode::RebalanceInProgress)
+    )
 }

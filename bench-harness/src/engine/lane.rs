@@ -1,15 +1,15 @@
 //! One producer's records for the partitions of one leader: a schedule, a connection, and what is on its way.
 //!
 //! ```text
-//!              due, and room in flight                 answered
-//!   schedule ───────────────────────────► in flight ──────────────► counted, with the time since it was due
-//!      ▲                                      │ refused, or the connection broke
-//!      │ another connection, perhaps to       ▼
-//!      └───────────────────────────── errors counted; nothing is sent again
+//!             due               a batch is full, or the      answered
+//!   schedule ─────► next request ──────────────────────► in flight ────► counted, with the time since it was due
+//!      ▲                          linger is over           │ refused, or the connection broke
+//!      │ another connection, perhaps to another leader        ▼
+//!      └──────────────────────────────────────── errors counted; nothing is sent again
 //! ```
 //!
-//! Nothing queues: a record is made when it is sent. What the broker holds up is due all the same, since the schedule
-//! waits with it, and is counted from when it was due. So a stall of any length costs no memory.
+//! Nothing queues but times, for one request: a record is made when it is sent. What the broker holds up is due all the
+//! same, since the schedule waits with it, and is counted from when it was due. So a stall of any length costs no memory.
 //!
 //! Records whose fate is unknown (refused, or the connection broke) are not sent again: duplicates that a client makes by
 //! itself would hide those that a broker makes. A load by the clock loses nothing by that, since what comes next is due.
@@ -18,7 +18,7 @@
 //! the settings; the lateness of a send counts only while the lane was free to send.
 
 use super::draw::{Draw, Drawn, write_key};
-use super::tally::error_name;
+use super::tally::{Amount, error_name};
 use super::thread::Shop;
 use super::{BACKLOG_TIMEOUT, LanePlan, Place};
 use crate::payload::{Header, Values};
@@ -72,6 +72,39 @@ struct Planned {
     key: u64,
 }
 
+/// The request in the making. Its records have left the schedule, and wait for others until their linger is over.
+#[derive(Default)]
+struct Making {
+    records: Vec<Planned>,
+    /// With what records take besides their values.
+    bytes: usize,
+    value_bytes: usize,
+    batches: usize,
+    /// A batch of it is: it waits no longer.
+    has_full_batch: bool,
+    /// Nothing more fits.
+    is_full: bool,
+    /// The schedule as it was before.
+    before: Option<Schedule>,
+    /// When a batch will be full, by the schedule.
+    fills_at_ns: Option<u64>,
+}
+
+impl Making {
+    fn add(&mut self, one: Planned, size: usize, is_new_batch: bool) {
+        self.records.push(one);
+        self.bytes += size;
+        self.value_bytes += size - RECORD_OVERHEAD;
+        self.batches += usize::from(is_new_batch);
+    }
+
+    /// Empty again, in the memory that it has.
+    fn renewed(mut self) -> Making {
+        self.records.clear();
+        Making { records: self.records, ..Making::default() }
+    }
+}
+
 /// What is on its way in one batch.
 struct BatchSent {
     slot: u32,
@@ -117,9 +150,7 @@ pub(super) struct Lane {
     /// Of the requests in flight, oldest first.
     dues: VecDeque<u64>,
     batches: VecDeque<BatchSent>,
-    plan: Vec<Planned>,
-    /// Of the values of what is planned.
-    plan_bytes: usize,
+    making: Making,
     scratch: Vec<u8>,
     key: Vec<u8>,
     /// Whether its connection was made after the broker was killed, and nothing was acknowledged on it yet.
@@ -165,8 +196,7 @@ impl Lane {
             alarm: Alarm::new(),
             dues: VecDeque::new(),
             batches: VecDeque::new(),
-            plan: Vec::new(),
-            plan_bytes: 0,
+            making: Making::default(),
             scratch: Vec::new(),
             key: Vec::new(),
             heals: false,
@@ -236,6 +266,7 @@ impl Lane {
 
     /// How many records were due and never sent.
     fn count_unsent(&mut self, shop: &Shop) -> u64 {
+        self.give_back();
         let (end_ns, Some(schedule)) = (shop.control.end_ns(), &mut self.schedule) else { return 0 };
         let mut unsent = 0;
         while schedule.next_ns() < end_ns {
@@ -289,11 +320,11 @@ impl Lane {
             if let Some(left) = self.leaves(pipe, shop, now)? {
                 return Ok(Some(left));
             }
-            if !has_read
-                && !has_sent
-                && self.alarm.poll_at(context, self.wake_at(pipe, shop, now)).is_pending()
-            {
-                return Ok(None);
+            if !has_read && !has_sent {
+                let at = self.wake_at(pipe, shop, now);
+                if self.alarm.poll_at(context, at).is_pending() {
+                    return Ok(None);
+                }
             }
         }
         context.waker().wake_by_ref();
@@ -323,20 +354,56 @@ impl Lane {
         if now_ns < end_ns {
             return shop.control.is_abandoned();
         }
-        let has_backlog = self.schedule.as_ref().is_some_and(|schedule| schedule.next_ns() < end_ns);
+        let is_due = |schedule: &Schedule| schedule.next_ns() < end_ns;
+        let has_backlog = !self.making.records.is_empty() || self.schedule.as_ref().is_some_and(is_due);
         !has_backlog || now_ns > end_ns + BACKLOG_TIMEOUT.as_nanos() as u64 || shop.control.is_abandoned()
     }
 
-    fn wake_at(&self, pipe: &Pipe<Sent>, shop: &Shop, now: Instant) -> Instant {
+    fn wake_at(&mut self, pipe: &Pipe<Sent>, shop: &Shop, now: Instant) -> Instant {
         let latest = now + SLEEP_MAX;
         let may_send = pipe.in_flight() < self.settings.in_flight && !self.refused;
-        match &self.schedule {
-            Some(schedule) if may_send => {
-                let due_ns = schedule.next_ns().saturating_add((self.settings.linger_ms * 1e6) as u64);
-                latest.min(shop.at(due_ns.min(shop.ns(latest))))
-            }
-            _ => latest,
+        let Some(schedule) = self.schedule.as_ref().filter(|_| may_send) else { return latest };
+        let first_ns = self.making.records.first().map_or(schedule.next_ns(), |one| one.due_ns);
+        let over_ns = first_ns.saturating_add(self.linger_ns());
+        let due_ns =
+            if over_ns == first_ns { over_ns } else { over_ns.min(self.fills_at_ns(shop.ns(now), over_ns)) };
+        // As it ends, nothing waits any longer.
+        let due_ns =
+            if due_ns > shop.control.end_ns() { shop.control.end_ns().max(first_ns) } else { due_ns };
+        latest.min(shop.at(due_ns.min(shop.ns(latest))))
+    }
+
+    fn linger_ns(&self) -> u64 {
+        (self.settings.linger_ms * 1e6) as u64
+    }
+
+    /// When a batch of the request in the making will be full, or `latest_ns`. By the schedule, and where records go by
+    /// lot, as these go on average.
+    fn fills_at_ns(&mut self, now_ns: u64, latest_ns: u64) -> u64 {
+        if let Some(at_ns) = self.making.fills_at_ns.filter(|at_ns| *at_ns > now_ns) {
+            return at_ns;
         }
+        let Some(mut ahead) = self.schedule.clone() else { return latest_ns };
+        let (settings, planned) = (&self.settings, self.making.records.len());
+        let size = RECORD_OVERHEAD + self.values.len_ahead(planned);
+        let fitting = (settings.batch_bytes / size).max(1);
+        let of_batch = if settings.batch_records > 0 { fitting.min(settings.batch_records) } else { fitting };
+        let is_sticky = settings.partitioning == Partitioning::Sticky;
+        let batches = match settings.request_batches {
+            _ if is_sticky => 1,
+            0 => self.slots.len(),
+            batches => batches.min(self.slots.len()),
+        };
+        let missing = (of_batch * batches).min(settings.request_bytes / size).saturating_sub(planned);
+        for _ in 1..missing {
+            if ahead.next_ns() >= latest_ns {
+                break;
+            }
+            ahead.advance();
+        }
+        let at_ns = ahead.next_ns().min(latest_ns);
+        self.making.fills_at_ns = Some(at_ns);
+        at_ns
     }
 
     // -- sending ----------------------------------------------------------------------------------
@@ -352,8 +419,7 @@ impl Lane {
                 break;
             }
             let free_since = *self.free_since.get_or_insert(now);
-            self.choose(shop, now);
-            if self.plan.is_empty() {
+            if !self.choose(shop, now) {
                 break;
             }
             self.note_lateness(shop, now, free_since);
@@ -363,66 +429,86 @@ impl Lane {
         has_sent
     }
 
-    /// Takes from the schedule what goes into one request.
-    fn choose(&mut self, shop: &Shop, now: Instant) {
+    /// Takes from the schedule what goes into one request. Whether it is time to send that.
+    fn choose(&mut self, shop: &Shop, now: Instant) -> bool {
         let (now_ns, end_ns) = (shop.ns(now), shop.control.end_ns());
-        self.plan.clear();
         if self.is_over(shop, now) {
-            return;
+            return false;
         }
-        let linger_ns = (self.settings.linger_ms * 1e6) as u64;
-        let is_lingering =
-            |schedule: &Schedule| schedule.next_ns().saturating_add(linger_ns) > now_ns && now_ns < end_ns;
-        if self.schedule.as_ref().is_some_and(is_lingering) {
-            return;
-        }
-        let (mut bytes, mut batches) = (0, 0);
-        self.plan_bytes = 0;
-        loop {
+        while !self.making.is_full {
             let due_ns = match &self.schedule {
                 Some(schedule) if schedule.next_ns() > now_ns || schedule.next_ns() >= end_ns => break,
                 Some(schedule) => schedule.next_ns(),
                 None => now_ns,
             };
-            let size = RECORD_OVERHEAD + self.values.next_len();
-            let (slot, key) = self.drawn.unwrap_or_else(|| self.draw_next(shop));
-            self.drawn = Some((slot, key));
-            let into = &mut self.slots[slot as usize];
-            let is_full = into.records > 0
-                && (into.bytes + size > self.settings.batch_bytes
-                    || into.records == self.settings.batch_records);
-            if is_full && self.settings.partitioning == Partitioning::Sticky {
-                self.drawn = None;
-                let next = self.draw.turn(self.slots.len());
-                if self.slots[next].records > 0 {
-                    break;
-                }
-                continue;
-            }
-            let is_new = into.records == 0;
-            let ends_request = (bytes > 0 && bytes + size > self.settings.request_bytes)
-                || (is_new && self.settings.request_batches > 0 && batches == self.settings.request_batches);
-            if is_full || ends_request {
-                break;
-            }
-            into.bytes += size;
-            into.records += 1;
-            bytes += size;
-            batches += usize::from(is_new);
-            self.plan_bytes += size - RECORD_OVERHEAD;
-            self.plan.push(Planned { slot, due_ns, key });
+            self.add_next(shop, due_ns);
+        }
+        let Some(first) = self.making.records.first() else { return false };
+        let has_lingered = first.due_ns.saturating_add(self.linger_ns()) <= now_ns || now_ns >= end_ns;
+        if !has_lingered && !self.making.has_full_batch && !self.making.is_full && self.schedule.is_some() {
+            return false;
+        }
+        if self.making.batches > 1 {
+            self.making.records.sort_unstable_by_key(|one| (one.slot, one.due_ns));
+        }
+        self.clear_slots();
+        true
+    }
+
+    /// Puts the next record into the request in the making, if it fits.
+    fn add_next(&mut self, shop: &Shop, due_ns: u64) {
+        let size = RECORD_OVERHEAD + self.values.len_ahead(self.making.records.len());
+        let (slot, key) = self.drawn.unwrap_or_else(|| self.draw_next(shop));
+        self.drawn = Some((slot, key));
+        let (settings, making) = (&self.settings, &mut self.making);
+        let is_full = |slot: &Slot| {
+            slot.records > 0
+                && (slot.bytes + size > settings.batch_bytes || slot.records == settings.batch_records)
+        };
+        let into = &mut self.slots[slot as usize];
+        if is_full(into) && settings.partitioning == Partitioning::Sticky {
             self.drawn = None;
-            if let Some(schedule) = &mut self.schedule {
-                schedule.advance();
+            let next = self.draw.turn(self.slots.len());
+            making.is_full = self.slots[next].records > 0;
+            return;
+        }
+        let is_new = into.records == 0;
+        let ends_request = (making.bytes > 0 && making.bytes + size > settings.request_bytes)
+            || (is_new && settings.request_batches > 0 && making.batches == settings.request_batches);
+        if is_full(into) || ends_request {
+            making.is_full = true;
+            return;
+        }
+        into.bytes += size;
+        into.records += 1;
+        // The next one is taken to be like this one.
+        making.has_full_batch |= is_full(into);
+        if let Some(schedule) = &mut self.schedule {
+            if making.records.is_empty() {
+                making.before = Some(schedule.clone());
             }
+            schedule.advance();
         }
-        if batches > 1 {
-            self.plan.sort_unstable_by_key(|one| (one.slot, one.due_ns));
-        }
-        for one in &self.plan {
+        making.add(Planned { slot, due_ns, key }, size, is_new);
+        self.drawn = None;
+    }
+
+    fn clear_slots(&mut self) {
+        for one in &self.making.records {
             let slot = &mut self.slots[one.slot as usize];
             (slot.bytes, slot.records) = (0, 0);
         }
+    }
+
+    /// What has not been sent is due again.
+    fn give_back(&mut self) {
+        self.clear_slots();
+        let mut making = std::mem::take(&mut self.making);
+        if let Some(before) = making.before.take() {
+            self.schedule = Some(before);
+        }
+        self.drawn = None;
+        self.making = making.renewed();
     }
 
     /// The partition and the key of the next record.
@@ -437,13 +523,18 @@ impl Lane {
             return;
         }
         let (now_ns, free_ns) = (shop.ns(now), shop.ns(free_since));
-        let linger_ns = (self.settings.linger_ms * 1e6) as u64;
         let mut tallies = shop.tallies.borrow_mut();
         let tally = &mut tallies[self.lateness_part];
-        // Who is sent with the first that lingered waits less, not more.
-        let first_ns = self.plan.iter().map(|one| one.due_ns).min().unwrap_or(now_ns);
-        let could_ns = (first_ns + linger_ns).max(free_ns);
-        for one in self.plan.iter().filter(|one| shop.is_measured(one.due_ns)) {
+        let making = &self.making;
+        // Who is sent with the first that lingered waits less, not more; a full batch waits for its last record alone.
+        let dues = || making.records.iter().map(|one| one.due_ns);
+        let lingered_ns = dues().min().unwrap_or(now_ns).saturating_add(self.linger_ns());
+        let full_ns = match making.has_full_batch || making.is_full {
+            true => dues().max().unwrap_or(now_ns),
+            false => shop.control.end_ns(),
+        };
+        let could_ns = lingered_ns.min(full_ns).max(free_ns);
+        for one in making.records.iter().filter(|one| shop.is_measured(one.due_ns)) {
             tally.time(now_ns.saturating_sub(could_ns.max(one.due_ns)));
             tally.records += 1;
         }
@@ -452,14 +543,15 @@ impl Lane {
 
     /// Encodes what was chosen into the connection's buffer.
     fn send(&mut self, pipe: &mut Pipe<Sent>, shop: &Shop, now: Instant) {
-        let plan = std::mem::take(&mut self.plan);
+        let making = std::mem::take(&mut self.making);
+        let plan = &making.records;
         let is_same_slot = |one: &Planned, next: &Planned| one.slot == next.slot;
         let is_same_topic = |one: &Planned, next: &Planned| {
             one.slot == next.slot || self.topic_of(one) == self.topic_of(next)
         };
         let topics = plan.chunk_by(is_same_topic).count();
         let batches = plan.chunk_by(is_same_slot).count() as u32;
-        let sent = Sent { batches, records: plan.len() as u32, bytes: self.plan_bytes as u32 };
+        let sent = Sent { batches, records: plan.len() as u32, bytes: making.value_bytes as u32 };
         let acks = self.settings.acks.code();
         let is_answered = acks != 0;
         let token = is_answered.then_some(sent);
@@ -483,20 +575,20 @@ impl Lane {
         if is_answered {
             self.dues.extend(plan.iter().map(|one| one.due_ns));
         } else {
-            self.count_unanswered(shop, &plan);
+            self.count_unanswered(shop, &making, now);
         }
-        self.plan = plan;
+        self.making = making.renewed();
     }
 
     /// Nobody says what became of these: they count when they are sent, and are not looked for.
-    fn count_unanswered(&mut self, shop: &Shop, plan: &[Planned]) {
+    fn count_unanswered(&mut self, shop: &Shop, making: &Making, now: Instant) {
         self.batches.clear();
-        let measured = plan.iter().filter(|one| shop.is_measured(one.due_ns)).count();
-        let mut tallies = shop.tallies.borrow_mut();
-        let tally = &mut tallies[self.part];
-        tally.requests += u64::from(measured > 0);
-        tally.records += measured as u64;
-        tally.bytes += (self.plan_bytes * measured / plan.len()) as u64;
+        let measured = making.records.iter().filter(|one| shop.is_measured(one.due_ns)).count();
+        if measured > 0 {
+            let bytes = (making.value_bytes * measured / making.records.len()) as u64;
+            let amount = Amount { requests: 1, records: measured as u64, bytes };
+            shop.tallies.borrow_mut()[self.part].count(amount, shop.ns(now), shop.control.end_ns());
+        }
     }
 
     fn topic_of(&self, one: &Planned) -> u32 {
@@ -596,10 +688,10 @@ impl Lane {
             self.heals = false;
             shop.control.outage.note_acknowledgement(now);
         }
-        tally.records += measured;
         if measured > 0 {
-            tally.requests += 1;
-            tally.bytes += u64::from(sent.bytes) * measured / u64::from(sent.records).max(1);
+            let bytes = u64::from(sent.bytes) * measured / u64::from(sent.records).max(1);
+            let amount = Amount { requests: 1, records: measured, bytes };
+            tally.count(amount, now_ns, shop.control.end_ns());
         }
         self.batches.drain(..sent.batches as usize);
         self.dues.drain(..sent.records as usize);
@@ -623,6 +715,7 @@ impl Lane {
 
     /// Finds the leader and connects to it, until that succeeds. False when the load is over.
     async fn recover(&mut self, shop: &Rc<Shop>) -> bool {
+        self.give_back();
         loop {
             let now = Instant::now();
             let is_late = shop.ns(now) > shop.control.end_ns() + BACKLOG_TIMEOUT.as_nanos() as u64;

@@ -15,7 +15,9 @@
 //! offer without. It sends one batch in each request.
 
 use super::draw::{Draw, Drawn, write_key};
-use super::{BACKLOG_TIMEOUT, Control, LanePlan, Origin, Place, Plan, Report, Tally};
+use super::effort::{Gauge, Sample};
+use super::tally::Amount;
+use super::{BACKLOG_TIMEOUT, Control, Effort, LanePlan, Origin, Place, Plan, Report, Tally};
 use crate::failure::Failure;
 use crate::payload::{Header, Values};
 use crate::scenario::{Acks, Load, Partitioning, Producers, Scenario};
@@ -110,9 +112,7 @@ fn carry_out(
     while shared.control.start_at.get().is_none() && !shared.control.is_abandoned() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let before = cpu_by_thread();
-    let began = Instant::now();
-    let mut intervals = Intervals { shared: &shared, reports, second: 0 };
+    let mut intervals = Intervals { shared: &shared, reports, second: 0, gauges: HashMap::new() };
     let unsent = send_all(&shared, &mut opened, &mut intervals);
     let mut acknowledged: BTreeMap<Origin, Sequences> = BTreeMap::new();
     for lane in &opened {
@@ -120,7 +120,7 @@ fn carry_out(
     }
     let _ = reports.send(Report::Produced { acknowledged, unsent });
     intervals.tell();
-    let _ = reports.send(Report::Done { received: Vec::new(), cpu_share: busiest(&before, began.elapsed()) });
+    let _ = reports.send(Report::Done { received: Vec::new(), effort: intervals.effort() });
     Ok(())
 }
 
@@ -206,6 +206,8 @@ struct Intervals<'a> {
     shared: &'a Shared,
     reports: &'a Sender<Report>,
     second: u64,
+    /// Of all threads of this process: any of the library's may be the limit.
+    gauges: HashMap<String, Gauge>,
 }
 
 impl Intervals<'_> {
@@ -218,12 +220,29 @@ impl Intervals<'_> {
     }
 
     fn look(&mut self) {
+        let measured_from = self.shared.at(self.shared.plan.warmup.as_nanos() as u64);
+        if self.gauges.is_empty() && Instant::now() >= measured_from {
+            let now = Instant::now();
+            self.gauges = samples().map(|(thread, sample)| (thread, Gauge::new(sample, now))).collect();
+        }
         while Instant::now() >= self.ends() {
             self.tell();
         }
     }
 
+    fn effort(&self) -> Effort {
+        self.gauges.values().map(Gauge::effort).fold(Effort::default(), Effort::fuller)
+    }
+
     fn tell(&mut self) {
+        let is_measured = self.second * SECOND_NS + (self.shared.plan.warmup.as_nanos() as u64)
+            < self.shared.control.end_ns();
+        if is_measured {
+            let now = Instant::now();
+            for (thread, sample) in samples() {
+                self.gauges.entry(thread).or_insert_with(|| Gauge::new(sample, now)).add(sample, now);
+            }
+        }
         let fresh = vec![Tally::default(); self.shared.plan.parts.len()];
         let tallies = std::mem::replace(&mut *self.shared.tallies(), fresh);
         let _ = self.reports.send(Report::Interval { second: self.second, tallies });
@@ -523,8 +542,8 @@ impl Delivery {
         if shared.is_measured(due_ns) && (!self.is_closed || shared.is_measured(now_ns)) {
             let mut tallies = shared.tallies();
             let tally = &mut tallies[self.part];
-            tally.records += 1;
-            tally.bytes += value.len() as u64;
+            let amount = Amount { requests: 0, records: 1, bytes: value.len() as u64 };
+            tally.count(amount, now_ns, shared.control.end_ns());
             if self.is_answered {
                 tally.time(now_ns.saturating_sub(due_ns));
             }
@@ -588,20 +607,11 @@ fn error_name(error: &KafkaError) -> String {
     }
 }
 
-/// Nanoseconds that each thread of this process had of a core.
-fn cpu_by_thread() -> HashMap<String, u64> {
-    let Ok(threads) = fs::read_dir("/proc/self/task") else { return HashMap::new() };
+/// Of each thread of this process, by its number.
+fn samples() -> impl Iterator<Item = (String, Sample)> {
     let of = |entry: fs::DirEntry| {
         let text = fs::read_to_string(entry.path().join("schedstat")).ok()?;
-        let ns = text.split_whitespace().next()?.parse().ok()?;
-        Some((entry.file_name().to_string_lossy().into_owned(), ns))
+        Some((entry.file_name().to_string_lossy().into_owned(), Sample::parse(&text)))
     };
-    threads.flatten().filter_map(of).collect()
-}
-
-/// The share of a core that the busiest thread of this process had since: any of the library's may be the limit.
-fn busiest(before: &HashMap<String, u64>, elapsed: Duration) -> f64 {
-    let spent = |(thread, ns): (String, u64)| ns.saturating_sub(before.get(&thread).copied().unwrap_or(0));
-    let most = cpu_by_thread().into_iter().map(spent).max().unwrap_or(0);
-    most as f64 / elapsed.as_nanos().max(1) as f64
+    fs::read_dir("/proc/self/task").into_iter().flatten().flatten().filter_map(of)
 }

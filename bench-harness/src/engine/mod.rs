@@ -20,17 +20,20 @@
 
 mod churn;
 mod draw;
+mod effort;
 mod group_reader;
 mod lane;
 #[cfg(feature = "librdkafka")]
 pub(crate) mod librdkafka;
 mod raw_sync;
 mod reader;
+mod receipts;
 mod tally;
 mod thread;
 
+pub(crate) use effort::Effort;
 pub(crate) use raw_sync::run_raw_sync;
-pub(crate) use tally::{PartName, Tally};
+pub(crate) use tally::{Amount, PartName, Tally, histogram};
 pub(crate) use thread::run_thread;
 
 use crate::failure::Failure;
@@ -40,7 +43,7 @@ use crate::scenario::{Churn, Consumers, Producers, Scenario};
 use crate::schedule::Share;
 use crate::sequence::Sequences;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -94,7 +97,7 @@ impl Driver {
 
 /// How long a load may go on past its end with what was due before it.
 pub(crate) const BACKLOG_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long readers wait for records that were acknowledged before they count them as lost.
+/// How long readers wait for records that were acknowledged before they say that nothing comes any more.
 pub(crate) const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The place of the monotonic clock in wall time. On several machines `offset_ns` brings it to that of the first.
@@ -184,7 +187,7 @@ impl Control {
 }
 
 /// A partition by the number of its topic in the plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Place {
     pub topic: u32,
     pub partition: i32,
@@ -205,6 +208,8 @@ pub(crate) struct Plan {
     pub warmup: Duration,
     /// Warm-up and measured time.
     pub length: Duration,
+    /// The load ends when so many bytes were acknowledged.
+    pub bytes_max: Option<u64>,
     /// What is counted; lanes, readers and churn say by index where they count.
     pub parts: Vec<PartName>,
 }
@@ -262,14 +267,25 @@ pub(crate) struct ChurnPlan {
 pub(crate) type Origin = (u32, Place);
 
 /// What one reader, or all members of a group on one thread, received of this phase.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Received {
     pub group: usize,
     /// None for the members of a group, which are one.
     pub reader: Option<usize>,
     pub sequences: BTreeMap<Origin, Sequences>,
+    /// Of a member, where in the logs these were.
+    pub offsets: BTreeMap<Place, Sequences>,
+    /// Partitions in which all that was acknowledged has been handed out, if it is there at all.
+    pub reached: BTreeSet<Place>,
+    /// What the broker may have deleted before it was read, and the partitions in which it deleted something.
+    pub deleted: BTreeMap<Origin, Sequences>,
+    pub deleted_in: BTreeSet<Place>,
     pub duplicated: u64,
+    /// Given again to a member of a group, from the same offset.
+    pub redelivered: u64,
     pub reordered: u64,
+    /// All records, those of others and of the warm-up included.
+    pub read: u64,
 }
 
 /// What a thread tells.
@@ -282,7 +298,7 @@ pub(crate) enum Report {
     /// All of its lanes are done: what was acknowledged, and how many records that were due were never sent.
     Produced { acknowledged: BTreeMap<Origin, Sequences>, unsent: u64 },
     /// Everything is done.
-    Done { received: Vec<Received>, cpu_share: f64 },
+    Done { received: Vec<Received>, effort: Effort },
     /// It cannot go on.
     Failed(Failure),
 }

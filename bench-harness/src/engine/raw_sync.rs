@@ -4,7 +4,7 @@
 //!
 //! Few, so that they disturb little: a broker that syncs all the time makes hundreds or thousands of such writes a second.
 
-use super::{Control, Plan, Report, Tally};
+use super::{Control, Effort, Plan, Report, Tally};
 use crate::limits::SyncedFile;
 use std::path::Path;
 use std::sync::mpsc::Sender;
@@ -63,5 +63,5 @@ pub(crate) fn run_raw_sync(
         }
     }
     let _ = reports.send(Report::Produced { acknowledged: Default::default(), unsent: 0 });
-    let _ = reports.send(Report::Done { received: Vec::new(), cpu_share: 0.0 });
+    let _ = reports.send(Report::Done { received: Vec::new(), effort: Effort::default() });
 }

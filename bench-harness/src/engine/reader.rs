@@ -3,12 +3,11 @@
 //! Fetch sessions (KIP-227) keep the cost of a fetch by what changed, not by how many partitions there are. Records are
 //! read where they were received; what they say of themselves is checked and timed ([`Receipts`]).
 
-use super::tally::error_name;
+use super::receipts::{Receipts, Taken};
+use super::tally::{Amount, error_name};
 use super::thread::Shop;
-use super::{ARRIVAL_TIMEOUT, Origin, Place, ReaderPlan, Received};
-use crate::payload::Header;
+use super::{Place, ReaderPlan, Received};
 use crate::scenario::From;
-use crate::sequence::{Seen, Sequences};
 use flumen_client::Error;
 use flumen_client::api::Call;
 use flumen_client::cluster::{EARLIEST, LATEST, Lane, Topics};
@@ -22,64 +21,29 @@ use flumen_wire::frame::encode_request;
 use flumen_wire::messages::fetch_request::{FetchPartition, FetchRequest, FetchTopic};
 use flumen_wire::messages::fetch_response::FetchResponse;
 use flumen_wire::{ApiKey, ErrorCode};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-/// What one consumer has received of a phase, and what is wrong with it.
-#[derive(Debug, Default)]
-pub(super) struct Receipts {
-    sequences: BTreeMap<Origin, Sequences>,
-    duplicated: u64,
-    reordered: u64,
-    distinct: u64,
-    last_at: Option<Instant>,
-}
-
-impl Receipts {
-    /// Takes a record's value that came from a place. Its header, if it is one of this phase.
-    pub(super) fn take(&mut self, run: u64, place: Place, value: &[u8]) -> Option<Header> {
-        let header = Header::read(value).filter(|header| header.run == run)?;
-        match self.sequences.entry((header.producer, place)).or_default().add(header.sequence) {
-            Seen::InOrder => self.distinct += 1,
-            Seen::Late => {
-                self.distinct += 1;
-                self.reordered += 1;
-            }
-            Seen::Again => self.duplicated += 1,
-        }
-        Some(header)
-    }
-
-    pub(super) fn into_received(self, group: usize, reader: Option<usize>) -> Received {
-        let Receipts { sequences, duplicated, reordered, .. } = self;
-        Received { group, reader, sequences, duplicated, reordered }
-    }
-
-    pub(super) fn distinct(&self) -> u64 {
-        self.distinct
-    }
-
-    pub(super) fn note_arrival(&mut self, at: Instant) {
-        self.last_at = Some(at);
-    }
-
-    /// Whether all that was acknowledged is there, or nothing has come for so long that nothing will.
-    pub(super) fn is_complete(&self, received: u64, acknowledged: u64, sealed_since: Instant) -> bool {
-        let since = self.last_at.map_or(sealed_since, |at| at.max(sealed_since));
-        received >= acknowledged || since.elapsed() > ARRIVAL_TIMEOUT
-    }
-}
-
 struct Position {
     at: TopicPartition,
     place: Place,
     offset: i64,
+    /// The end of what may be read, as the leader said last; -1 when it has not.
+    end: i64,
+    /// That end, once all that was acknowledged is below it.
+    goal: Option<i64>,
     /// Whether the session does not know this position yet.
     is_news: bool,
+}
+
+impl Position {
+    fn is_at_end(&self) -> bool {
+        self.end >= 0 && self.offset >= self.end
+    }
 }
 
 /// See the head of this file.
@@ -92,7 +56,7 @@ pub(super) struct Reader {
 struct Common {
     plan: ReaderPlan,
     receipts: RefCell<Receipts>,
-    sealed_since: std::cell::Cell<Option<Instant>>,
+    sealed_since: Cell<Option<Instant>>,
 }
 
 impl Reader {
@@ -113,7 +77,7 @@ impl Reader {
         let found = shop.cluster.list_offsets(&asked).await?;
         let positions = all.into_iter().map(|(at, place)| {
             let offset = found.get(&at).map_or(0, |one| one.offset.max(0));
-            Position { at, place, offset, is_news: true }
+            Position { at, place, offset, end: -1, goal: None, is_news: true }
         });
         let by_leader = by_leader(shop, positions.collect())?;
         Ok(Reader { plan, by_leader })
@@ -124,16 +88,15 @@ impl Reader {
         let (group, reader) = (self.plan.group, self.plan.reader);
         let common = Rc::new(Common {
             plan: self.plan,
-            receipts: RefCell::default(),
-            sealed_since: std::cell::Cell::new(None),
+            receipts: RefCell::new(Receipts::of_reader(group, reader)),
+            sealed_since: Cell::new(None),
         });
-        let reading = self.by_leader.into_iter().map(|(leader, positions)| {
-            let session =
-                Session { common: common.clone(), leader, positions, id: 0, epoch: 0, backoff: BACKOFF_MIN };
-            session.run(shop)
-        });
+        let reading = self
+            .by_leader
+            .into_iter()
+            .map(|(leader, positions)| Session::new(common.clone(), leader, positions).run(shop));
         futures_util::future::join_all(reading).await;
-        common.receipts.take().into_received(group, Some(reader))
+        common.receipts.take().into_received()
     }
 }
 
@@ -156,10 +119,21 @@ struct Session {
     id: i32,
     epoch: i32,
     backoff: Duration,
+    /// Of who reads old data: it has come to its end. What it reads from there on is of the tail, and not counted.
+    has_caught_up: bool,
 }
 
 impl Session {
+    fn new(common: Rc<Common>, leader: i32, positions: Vec<Position>) -> Session {
+        Session { common, leader, positions, id: 0, epoch: 0, backoff: BACKOFF_MIN, has_caught_up: false }
+    }
+
     async fn run(mut self, shop: &Rc<Shop>) {
+        self.read_all(shop).await;
+        self.note_end(shop);
+    }
+
+    async fn read_all(&mut self, shop: &Rc<Shop>) {
         let part = self.common.plan.part;
         while !self.is_over(shop) {
             let error = match self.read(shop).await {
@@ -191,8 +165,7 @@ impl Session {
             (self.leader, self.positions) = (leader, positions);
         }
         for (leader, positions) in groups {
-            let common = self.common.clone();
-            let other = Session { common, leader, positions, id: 0, epoch: 0, backoff: BACKOFF_MIN };
+            let other = Session::new(self.common.clone(), leader, positions);
             let shop = shop.clone();
             let running: std::pin::Pin<Box<dyn Future<Output = ()>>> =
                 Box::pin(async move { other.run(&shop).await });
@@ -211,7 +184,20 @@ impl Session {
             Instant::now()
         });
         let receipts = self.common.receipts.borrow();
-        receipts.is_complete(receipts.distinct(), acknowledged, since)
+        let is_at_goal = || self.positions.iter().all(|one| receipts.has_reached(one.place));
+        (receipts.distinct() >= acknowledged && is_at_goal())
+            || receipts.is_quiet(since, self.common.plan.settings.pause())
+    }
+
+    /// An answer to what was asked after all was acknowledged says how far there is anything to read. What a session
+    /// does not mention is as it was.
+    fn look_for_goals(&mut self) {
+        let mut receipts = self.common.receipts.borrow_mut();
+        for one in self.positions.iter_mut().filter(|one| one.end >= 0) {
+            if one.offset >= *one.goal.get_or_insert(one.end) {
+                receipts.note_reached(one.place);
+            }
+        }
     }
 
     /// Fetches on one connection, until it breaks or all is read.
@@ -224,10 +210,11 @@ impl Session {
         let settings = self.common.plan.settings.clone();
         let mut alarm = Alarm::new();
         while !self.is_over(shop) {
-            if settings.pause_ms > 0.0 {
-                runtime::sleep(Duration::from_secs_f64(settings.pause_ms / 1e3)).await;
+            if !settings.pause().is_zero() {
+                runtime::sleep(settings.pause()).await;
             }
             let asked_at = Instant::now();
+            let is_sealed = shop.control.sealed().is_some();
             self.ask(&mut pipe, shop, version);
             let deadline =
                 asked_at + shop.plan.request_timeout + Duration::from_millis(settings.wait_ms.into());
@@ -258,10 +245,13 @@ impl Session {
                     };
                     let response = FetchResponse::decode(&mut Decoder::new(body), version)
                         .map_err(|error| malformed(error.to_string()))?;
-                    self.take(shop, &response, asked_at, body.len()).map_err(|error| match error {
+                    self.take(shop, &response, asked_at).map_err(|error| match error {
                         TakeError::Malformed(why) => malformed(why),
                         TakeError::Refused(error) => error,
                     })?;
+                    if is_sealed {
+                        self.look_for_goals();
+                    }
                     break;
                 }
             }
@@ -286,8 +276,10 @@ impl Session {
             };
             topics.last_mut().into_iter().for_each(|topic| topic.partitions.push(partition.clone()));
         }
+        // Nothing is coming any more: what there is to read is known at once.
+        let waits = shop.control.sealed().is_none() || self.positions.iter().all(|one| one.goal.is_some());
         let request = FetchRequest {
-            max_wait_ms: settings.wait_ms as i32,
+            max_wait_ms: if waits { settings.wait_ms as i32 } else { 0 },
             min_bytes: settings.bytes_min,
             max_bytes: settings.bytes_max,
             session_id: if has_session { self.id } else { 0 },
@@ -309,7 +301,6 @@ impl Session {
         shop: &Shop,
         response: &FetchResponse<'_>,
         asked_at: Instant,
-        body_bytes: usize,
     ) -> Result<(), TakeError> {
         match ErrorCode::from_code(response.error_code) {
             ErrorCode::None => {}
@@ -341,13 +332,19 @@ impl Session {
                 };
                 let position = &mut self.positions[found];
                 match ErrorCode::from_code(one.error_code) {
-                    ErrorCode::None => {}
+                    ErrorCode::None => position.end = one.high_watermark,
                     ErrorCode::OffsetOutOfRange if one.log_start_offset > position.offset => {
                         // Retention has taken it: go on with what there is.
                         position.offset = one.log_start_offset;
                         position.is_news = true;
+                        self.common.receipts.borrow_mut().note_deletion(place);
                         shop.error(self.common.plan.part, ErrorCode::OffsetOutOfRange.name(), 1);
                         continue;
+                    }
+                    ErrorCode::OffsetOutOfRange if shop.control.sealed().is_some() => {
+                        // The log ends before what was read of it: nothing is left to come.
+                        self.common.receipts.borrow_mut().note_reached(place);
+                        return Err(refused(ErrorCode::OffsetOutOfRange, format!("reading {}", position.at)));
                     }
                     code => return Err(refused(code, format!("reading {}", position.at))),
                 }
@@ -360,17 +357,28 @@ impl Session {
             }
         }
         self.backoff = BACKOFF_MIN;
-        if shop.is_measuring() && records > 0 && !self.common.plan.checks {
+        if shop.is_measuring() && records > 0 && !self.has_caught_up {
             let mut tallies = shop.tallies.borrow_mut();
             let tally = &mut tallies[self.common.plan.part];
-            tally.time(now.duration_since(asked_at).as_nanos() as u64);
-            tally.records += records;
-            tally.bytes += bytes;
+            let mut amount = Amount { requests: 1, ..Amount::default() };
+            if !self.common.plan.checks {
+                tally.time(now.duration_since(asked_at).as_nanos() as u64);
+                (amount.records, amount.bytes) = (records, bytes);
+            }
+            tally.count(amount, shop.ns(now), shop.control.end_ns());
         }
-        if shop.is_measuring() && body_bytes > 0 && records > 0 {
-            shop.tallies.borrow_mut()[self.common.plan.part].requests += 1;
-        }
+        let reads_history = !self.common.plan.checks && self.common.plan.settings.from == From::Earliest;
+        self.has_caught_up |= reads_history && self.positions.iter().all(Position::is_at_end);
         Ok(())
+    }
+
+    /// Who was behind to the end has read all the time.
+    fn note_end(&self, shop: &Shop) {
+        if !self.has_caught_up {
+            let (now_ns, end_ns) = (shop.ns(Instant::now()), shop.control.end_ns());
+            let tally = &mut shop.tallies.borrow_mut()[self.common.plan.part];
+            tally.last_ns = tally.last_ns.max(now_ns.min(end_ns));
+        }
     }
 }
 
@@ -398,6 +406,7 @@ fn receive(
     let mut tallies = shop.tallies.borrow_mut();
     let tally = &mut tallies[common.plan.part];
     let (mut records, mut bytes) = (0, 0);
+    let mut measured = Amount::default();
     for batch in Batches::new(slice) {
         let batch = batch.map_err(|error| malformed(&position.at, error.to_string()))?;
         batch.check_crc().map_err(|error| malformed(&position.at, error.to_string()))?;
@@ -416,17 +425,20 @@ fn receive(
             let value = record.value.unwrap_or_default();
             records += 1;
             bytes += value.len() as u64;
-            let Some(header) = receipts.take(shop.plan.run, position.place, value) else { continue };
+            let taken = receipts.take(shop.plan.run, position.place, record.offset, value);
+            let Taken::Ours(header) = taken else { continue };
             let due_ns = header.due_unix_ns.saturating_sub(start_unix_ns);
             if common.plan.checks && shop.is_measured(due_ns) {
                 tally.time(now_unix_ns.saturating_sub(header.due_unix_ns));
-                tally.records += 1;
-                tally.bytes += value.len() as u64;
+                measured.add(Amount { requests: 0, records: 1, bytes: value.len() as u64 });
             }
         }
         position.offset = next;
     }
     position.is_news = true;
+    if measured.records > 0 {
+        tally.count(measured, shop.ns(now), shop.control.end_ns());
+    }
     if records > 0 {
         receipts.note_arrival(now);
     }

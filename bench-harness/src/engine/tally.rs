@@ -4,6 +4,7 @@
 use crate::result::PartKind;
 use flumen_client::Error;
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// An hour: later than that is counted as an hour.
@@ -18,12 +19,37 @@ pub(crate) struct PartName {
     pub name: String,
 }
 
+/// An amount of work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Amount {
+    pub requests: u64,
+    pub records: u64,
+    pub bytes: u64,
+}
+
+impl Amount {
+    pub(crate) fn add(&mut self, other: Amount) {
+        self.requests += other.requests;
+        self.records += other.records;
+        self.bytes += other.bytes;
+    }
+
+    /// For [`serde`].
+    pub(crate) fn is_nothing(&self) -> bool {
+        *self == Amount::default()
+    }
+}
+
 /// What was counted of one part within some time.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     pub requests: u64,
     pub records: u64,
     pub bytes: u64,
+    /// Of these, what came back after the end of the measured time.
+    pub late: Amount,
+    /// When the last of it came, in nanoseconds from the start of the load.
+    pub last_ns: u64,
     pub errors: BTreeMap<String, u64>,
     /// Nanoseconds.
     pub histogram: Histogram<u64>,
@@ -36,11 +62,30 @@ pub(crate) fn histogram() -> Histogram<u64> {
 
 impl Default for Tally {
     fn default() -> Tally {
-        Tally { requests: 0, records: 0, bytes: 0, errors: BTreeMap::new(), histogram: histogram() }
+        Tally {
+            requests: 0,
+            records: 0,
+            bytes: 0,
+            late: Amount::default(),
+            last_ns: 0,
+            errors: BTreeMap::new(),
+            histogram: histogram(),
+        }
     }
 }
 
 impl Tally {
+    /// Counts what came back at a time from the start of the load; `end_ns` is the end of the measured time.
+    pub(crate) fn count(&mut self, amount: Amount, at_ns: u64, end_ns: u64) {
+        self.requests += amount.requests;
+        self.records += amount.records;
+        self.bytes += amount.bytes;
+        if at_ns >= end_ns {
+            self.late.add(amount);
+        }
+        self.last_ns = self.last_ns.max(at_ns);
+    }
+
     /// Records a duration.
     pub(crate) fn time(&mut self, nanoseconds: u64) {
         self.histogram.saturating_record(nanoseconds.max(1));
@@ -63,6 +108,8 @@ impl Tally {
         self.requests += other.requests;
         self.records += other.records;
         self.bytes += other.bytes;
+        self.late.add(other.late);
+        self.last_ns = self.last_ns.max(other.last_ns);
         for (name, count) in &other.errors {
             self.error(name, *count);
         }
@@ -100,6 +147,17 @@ mod tests {
         one.merge(&other);
         assert_eq!(one.histogram, both.histogram);
         assert_eq!((one.errors["CONNECTION"], one.errors(), one.records), (5, 6, 11));
+    }
+
+    #[test]
+    fn what_came_after_the_end_is_told_apart() {
+        let amount = |records| Amount { requests: 1, records, bytes: 10 * records };
+        let (mut one, mut other) = (Tally::default(), Tally::default());
+        one.count(amount(5), 99, 100);
+        other.count(amount(7), 100, 100);
+        other.merge(&one);
+        assert_eq!((other.requests, other.records, other.bytes), (2, 12, 120));
+        assert_eq!((other.late, other.last_ns), (amount(7), 100));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! One thread of the load: an executor, the connections on it, and what they count.
 
 use super::churn::{churn, open_idle};
+use super::effort::{Gauge, Sample};
 use super::group_reader::read_in_group;
 use super::lane::Lane;
 use super::reader::Reader;
-use super::{Control, Origin, Plan, Received, Report, Tally, Work};
+use super::{Control, Effort, Origin, Plan, Received, Report, Tally, Work};
 use crate::failure::Failure;
 use crate::scenario::Mode;
 use crate::sequence::Sequences;
@@ -172,7 +173,6 @@ async fn carry_out(
     let _ = reports.send(Report::Ready);
     shop.wait_for_start().await;
 
-    let cpu_before = cpu_ns();
     for lane in lanes {
         let shop = shop.clone();
         runtime::spawn(lane.run(shop));
@@ -199,11 +199,9 @@ async fn carry_out(
         }
         is_done.set(true);
     };
-    futures_util::future::join(all, tell_intervals(&shop, reports, &is_done)).await;
-    let busy_ns = cpu_ns().saturating_sub(cpu_before) as f64;
-    let cpu_share = busy_ns / shop.start.get().elapsed().as_nanos().max(1) as f64;
+    let ((), effort) = futures_util::future::join(all, tell_intervals(&shop, reports, &is_done)).await;
     let received = received.take();
-    let _ = reports.send(Report::Done { received, cpu_share });
+    let _ = reports.send(Report::Done { received, effort });
     Ok(())
 }
 
@@ -215,26 +213,32 @@ async fn tell_when_produced(shop: &Shop, reports: &Sender<Report>) {
     let _ = reports.send(Report::Produced { acknowledged, unsent: shop.unsent.get() });
 }
 
-/// Sends what was counted whenever a second of the measured time is over.
-async fn tell_intervals(shop: &Shop, reports: &Sender<Report>, is_done: &Cell<bool>) {
-    let first_ns = shop.warmup_ns();
-    for second in 0.. {
-        let at = shop.at(first_ns + (second + 1) * 1_000_000_000);
+/// Sends what was counted whenever a second of the measured time is over. How full the thread was in that time.
+async fn tell_intervals(shop: &Shop, reports: &Sender<Report>, is_done: &Cell<bool>) -> Effort {
+    let wait_until = async |at: Instant| {
         while Instant::now() < at && !is_done.get() {
             let left = at.saturating_duration_since(Instant::now());
             runtime::sleep(left.min(Duration::from_millis(20))).await;
         }
+    };
+    let first_ns = shop.warmup_ns();
+    wait_until(shop.at(first_ns)).await;
+    let mut gauge = Gauge::new(Sample::now(), Instant::now());
+    let mut is_measuring = true;
+    for second in 0.. {
+        wait_until(shop.at(first_ns + (second + 1) * 1_000_000_000)).await;
+        let now = Instant::now();
+        if is_measuring {
+            gauge.add(Sample::now(), now);
+        }
+        // What comes after the end is not measured.
+        is_measuring = shop.ns(now) < shop.control.end_ns();
         let fresh = vec![Tally::default(); shop.plan.parts.len()];
         let tallies = shop.tallies.replace(fresh);
         let _ = reports.send(Report::Interval { second, tallies });
         if is_done.get() {
-            return;
+            break;
         }
     }
-}
-
-/// CPU time of this thread, by the kernel's scheduler.
-fn cpu_ns() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    text.split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or_default()
+    gauge.effort()
 }

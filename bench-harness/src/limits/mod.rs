@@ -9,6 +9,7 @@ mod loopback;
 pub(crate) use disk::SyncedFile;
 
 use crate::cli::LimitsOptions;
+use crate::console::Console;
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::machine;
@@ -77,8 +78,9 @@ pub(crate) fn run(options: &LimitsOptions) -> Result<(), Failure> {
     let interrupted = interrupt::flag()?;
     let each = Duration::from_secs_f64(options.seconds);
     let limits = measure(&options.folder, each, &interrupted)?;
-    print!("{}", words(&limits));
-    let Some(path) = &options.output else { return Ok(()) };
+    let mut console = Console::default();
+    console.print(&words(&limits));
+    let Some(path) = &options.output else { return console.end() };
     let document = Document {
         format: LIMITS_FORMAT,
         format_version: FORMAT_VERSION,
@@ -86,7 +88,8 @@ pub(crate) fn run(options: &LimitsOptions) -> Result<(), Failure> {
         limits: &limits,
     };
     let document = serde_json::to_vec_pretty(&document).map_err(|error| Failure::Other(error.to_string()))?;
-    write_document(path, &document)
+    write_document(path, &document)?;
+    console.end()
 }
 
 /// One after the other, `each` so long; `folder` lies on the disk that is meant.

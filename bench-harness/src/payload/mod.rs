@@ -63,10 +63,16 @@ impl Values {
 
     /// Bytes of the next record's value.
     pub(crate) fn next_len(&self) -> usize {
+        self.len_ahead(0)
+    }
+
+    /// Of the one that comes so many later.
+    pub(crate) fn len_ahead(&self, later: usize) -> usize {
+        let number = self.next.wrapping_add(later);
         if self.lines.is_empty() {
-            return self.sizes[self.next % self.sizes.len()] as usize;
+            return self.sizes[number % self.sizes.len()] as usize;
         }
-        let (from, to) = self.lines[self.next % self.lines.len()];
+        let (from, to) = self.lines[number % self.lines.len()];
         HEADER_BYTES + (to - from) as usize
     }
 

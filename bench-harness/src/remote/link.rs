@@ -1,6 +1,6 @@
 //! The coordinator's side of a worker.
 
-use super::clock::{RoundTrip, offset};
+use super::clock::{Offset, RoundTrip};
 use super::{Job, Order, PROTOCOL_VERSION, Word, read_line, write_line};
 use crate::engine::{Clock, Control, Means, Report};
 use crate::failure::Failure;
@@ -25,12 +25,12 @@ pub(crate) struct Link {
     address: String,
     stream: TcpStream,
     reader: BufReader<TcpStream>,
-    /// With the error of its clock.
+    /// With the error of its clock, the largest of all phases.
     pub machine: Machine,
-    clock_offset_ns: i64,
+    clock: Offset,
 }
 
-/// Connects to all workers, and measures their clocks.
+/// Connects to all workers.
 pub(crate) fn connect(addresses: &str) -> Result<Vec<Link>, Failure> {
     let all = addresses.split(',').map(str::trim).filter(|one| !one.is_empty());
     let links: Vec<Link> = all.map(Link::connect).collect::<Result<_, _>>()?;
@@ -51,7 +51,8 @@ impl Link {
         stream.set_nodelay(true).map_err(io)?;
         let reader = BufReader::new(stream.try_clone().map_err(io)?);
         let machine = Machine::default();
-        let mut link = Link { address: address.to_owned(), stream, reader, machine, clock_offset_ns: 0 };
+        let clock = Offset::default();
+        let mut link = Link { address: address.to_owned(), stream, reader, machine, clock };
         let version = env!("CARGO_PKG_VERSION").to_owned();
         link.order(&Order::Hello { protocol: PROTOCOL_VERSION, version })?;
         match link.word()? {
@@ -64,11 +65,10 @@ impl Link {
             }
             _ => return Err(link.strange()),
         }
-        link.measure_clock()?;
         Ok(link)
     }
 
-    fn measure_clock(&mut self) -> Result<(), Failure> {
+    fn measure_clock(&mut self) -> Result<Offset, Failure> {
         let clock = Clock::new(0);
         let mut trips = Vec::with_capacity(CLOCK_QUESTIONS);
         for _ in 0..CLOCK_QUESTIONS {
@@ -78,14 +78,10 @@ impl Link {
             let answered_ns = clock.unix_ns(Instant::now());
             trips.push(RoundTrip { asked_ns, answered_ns, theirs_ns: unix_ns });
         }
-        if let Some((offset_ns, error_ns)) = offset(&trips) {
-            self.clock_offset_ns = offset_ns;
-            self.machine.clock_error_ns = Some(error_ns);
-        }
-        Ok(())
+        Offset::of(&trips).ok_or_else(|| self.strange())
     }
 
-    /// Gives it its share of a phase. How many threads it uses.
+    /// Gives it its share of a phase, with how far its clock is off now. How many threads it uses.
     pub(crate) fn prepare(
         &mut self,
         scenario: &Scenario,
@@ -95,13 +91,14 @@ impl Link {
         share: MachineShare,
         means: Means,
     ) -> Result<usize, Failure> {
+        self.clock = self.measure_clock()?;
         let job = Job {
             scenario: scenario.clone(),
             phase,
             target: target.clone(),
             run,
             share,
-            clock_offset_ns: self.clock_offset_ns,
+            clock_offset_ns: self.clock.offset_ns,
             means,
         };
         self.order(&Order::Job(Box::new(job)))?;
@@ -130,7 +127,14 @@ impl Link {
             drop(ended);
             usage
         });
-        let heard = result.and_then(|usage| self.order(&Order::Heard).map(|()| usage));
+        let heard = result.and_then(|usage| {
+            self.order(&Order::Heard)?;
+            // Its clock may have gone another way meanwhile.
+            let later = self.measure_clock()?;
+            let error_ns = self.clock.error_until(&later);
+            self.machine.clock_error_ns = self.machine.clock_error_ns.max(Some(error_ns));
+            Ok(usage)
+        });
         heard.unwrap_or_else(|failure| {
             let _ = reports.send(Report::Failed(failure));
             Usage::default()

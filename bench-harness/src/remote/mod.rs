@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   coordinator                                   worker (a process on each machine, `flumen-bench worker`)
-//!     clock questions ─────────────────────────►    answers with its wall clock
+//!     clock questions ─────────────────────────►    answers with its wall clock, before and after each phase
 //!     Job (scenario, phase, target, which share) ►  lays out its share, connects
 //!     ◄─────────────────────────────── Prepared     so many threads
 //!     ◄───────────────────────────────── Report     Ready, from each thread
@@ -25,7 +25,7 @@ mod worker;
 pub(crate) use link::{Link, connect};
 pub(crate) use worker::serve;
 
-use crate::engine::{Means, Origin, Place, Received, Report, Tally};
+use crate::engine::{Amount, Effort, Means, Origin, Place, Received, Report, Tally};
 use crate::failure::Failure;
 use crate::layout::MachineShare;
 use crate::result::{Latency, Machine, Usage};
@@ -39,7 +39,7 @@ use std::io::{self, BufRead, Read, Write};
 /// Of one line: sequences of a thousand connections over a thousand partitions fit.
 const MESSAGE_BYTES_MAX: u64 = 256 << 20;
 /// Both sides must be of the same.
-const PROTOCOL_VERSION: u32 = 2;
+const PROTOCOL_VERSION: u32 = 3;
 
 /// To a worker.
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,7 +91,7 @@ enum Told {
     Ready,
     Interval { second: u64, tallies: Vec<TallySent> },
     Produced { acknowledged: Vec<SequencesSent>, unsent: u64 },
-    Done { received: Vec<ReceivedSent>, cpu_share: f64 },
+    Done { received: Vec<ReceivedSent>, effort: Effort },
     Failed(String),
 }
 
@@ -100,6 +100,8 @@ struct TallySent {
     requests: u64,
     records: u64,
     bytes: u64,
+    late: Amount,
+    last_ns: u64,
     errors: BTreeMap<String, u64>,
     latency: Option<Latency>,
 }
@@ -118,8 +120,52 @@ struct ReceivedSent {
     group: usize,
     reader: Option<usize>,
     sequences: Vec<SequencesSent>,
+    offsets: Vec<SequencesSent>,
+    deleted: Vec<SequencesSent>,
+    reached: Vec<Place>,
+    deleted_in: Vec<Place>,
     duplicated: u64,
+    redelivered: u64,
     reordered: u64,
+    read: u64,
+}
+
+impl ReceivedSent {
+    fn of(received: &Received) -> ReceivedSent {
+        // Offsets have no producer.
+        let offsets =
+            received.offsets.iter().map(|(place, offsets)| ((0, *place), offsets.clone())).collect();
+        ReceivedSent {
+            group: received.group,
+            reader: received.reader,
+            sequences: send_sequences(&received.sequences),
+            offsets: send_sequences(&offsets),
+            deleted: send_sequences(&received.deleted),
+            reached: received.reached.iter().copied().collect(),
+            deleted_in: received.deleted_in.iter().copied().collect(),
+            duplicated: received.duplicated,
+            redelivered: received.redelivered,
+            reordered: received.reordered,
+            read: received.read,
+        }
+    }
+
+    fn into_received(self) -> Received {
+        let offsets = take_sequences(self.offsets).into_iter();
+        Received {
+            group: self.group,
+            reader: self.reader,
+            sequences: take_sequences(self.sequences),
+            offsets: offsets.map(|((_, place), offsets)| (place, offsets)).collect(),
+            deleted: take_sequences(self.deleted),
+            reached: self.reached.into_iter().collect(),
+            deleted_in: self.deleted_in.into_iter().collect(),
+            duplicated: self.duplicated,
+            redelivered: self.redelivered,
+            reordered: self.reordered,
+            read: self.read,
+        }
+    }
 }
 
 impl TallySent {
@@ -128,6 +174,8 @@ impl TallySent {
             requests: tally.requests,
             records: tally.records,
             bytes: tally.bytes,
+            late: tally.late,
+            last_ns: tally.last_ns,
             errors: tally.errors.clone(),
             latency: Latency::of(&tally.histogram),
         }
@@ -138,6 +186,8 @@ impl TallySent {
             requests: self.requests,
             records: self.records,
             bytes: self.bytes,
+            late: self.late,
+            last_ns: self.last_ns,
             errors: self.errors,
             ..Tally::default()
         };
@@ -181,15 +231,9 @@ impl Told {
             Report::Produced { acknowledged, unsent } => {
                 Told::Produced { acknowledged: send_sequences(acknowledged), unsent: *unsent }
             }
-            Report::Done { received, cpu_share } => {
-                let one = |received: &Received| ReceivedSent {
-                    group: received.group,
-                    reader: received.reader,
-                    sequences: send_sequences(&received.sequences),
-                    duplicated: received.duplicated,
-                    reordered: received.reordered,
-                };
-                Told::Done { received: received.iter().map(one).collect(), cpu_share: *cpu_share }
+            Report::Done { received, effort } => {
+                let received = received.iter().map(ReceivedSent::of).collect();
+                Told::Done { received, effort: *effort }
             }
             Report::Failed(failure) => Told::Failed(failure.to_string()),
         }
@@ -205,15 +249,9 @@ impl Told {
             Told::Produced { acknowledged, unsent } => {
                 Report::Produced { acknowledged: take_sequences(acknowledged), unsent }
             }
-            Told::Done { received, cpu_share } => {
-                let one = |sent: ReceivedSent| Received {
-                    group: sent.group,
-                    reader: sent.reader,
-                    sequences: take_sequences(sent.sequences),
-                    duplicated: sent.duplicated,
-                    reordered: sent.reordered,
-                };
-                Report::Done { received: received.into_iter().map(one).collect(), cpu_share }
+            Told::Done { received, effort } => {
+                let received = received.into_iter().map(ReceivedSent::into_received).collect();
+                Report::Done { received, effort }
             }
             Told::Failed(why) => Report::Failed(Failure::Other(why)),
         })
@@ -245,7 +283,8 @@ mod tests {
 
     #[test]
     fn a_report_arrives_as_it_was_told() {
-        let mut tally = Tally { requests: 3, records: 7, bytes: 9, ..Tally::default() };
+        let late = Amount { requests: 1, records: 2, bytes: 3 };
+        let mut tally = Tally { requests: 3, records: 7, bytes: 9, late, last_ns: 11, ..Tally::default() };
         [5, 70_000, 123_456_789].iter().for_each(|nanoseconds| tally.time(*nanoseconds));
         tally.error("TIMEOUT", 2);
         let report = Report::Interval { second: 4, tallies: vec![tally.clone(), Tally::default()] };
@@ -254,6 +293,7 @@ mod tests {
         let read: Told = read_line(&mut line.as_slice()).expect("read").expect("a message");
         let Ok(Report::Interval { second, tallies }) = read.into_report() else { panic!("another report") };
         assert_eq!((second, tallies.len(), tallies[0].records), (4, 2, 7));
+        assert_eq!((tallies[0].late, tallies[0].last_ns), (late, 11));
         assert_eq!((&tallies[0].histogram, &tallies[0].errors), (&tally.histogram, &tally.errors));
     }
 
@@ -265,6 +305,27 @@ mod tests {
         sequences.overflowed = 1;
         let all = BTreeMap::from([((7, Place { topic: 1, partition: 2 }), sequences)]);
         assert_eq!(take_sequences(send_sequences(&all)), all);
+    }
+
+    #[test]
+    fn what_was_received_arrives_as_it_is() {
+        let place = Place { topic: 1, partition: 2 };
+        let mut some = Sequences::default();
+        some.add_range(3, 9);
+        let received = Received {
+            group: 1,
+            reader: Some(4),
+            sequences: BTreeMap::from([((7, place), some.clone())]),
+            offsets: BTreeMap::from([(place, some.clone())]),
+            reached: [place].into(),
+            deleted: BTreeMap::from([((8, place), some)]),
+            deleted_in: [place].into(),
+            duplicated: 1,
+            redelivered: 2,
+            reordered: 3,
+            read: 4,
+        };
+        assert_eq!(ReceivedSent::of(&received).into_received(), received);
     }
 
     #[test]

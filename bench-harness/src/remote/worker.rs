@@ -2,6 +2,7 @@
 
 use super::{Job, Order, PROTOCOL_VERSION, Told, Word, read_line, write_line};
 use crate::cli::WorkerOptions;
+use crate::console::{remark, say};
 use crate::engine::{Clock, Control};
 use crate::failure::Failure;
 use crate::machine;
@@ -20,10 +21,10 @@ use std::time::Instant;
 pub(crate) fn serve(options: &WorkerOptions) -> Result<(), Failure> {
     let listener = TcpListener::bind(&options.listen).map_err(|error| Failure::io(&options.listen, error))?;
     let address = listener.local_addr().map_err(|error| Failure::io(&options.listen, error))?;
-    println!("{address}");
+    say(&format!("{address}\n"))?;
     for stream in listener.incoming().flatten() {
         if let Err(error) = attend(stream) {
-            eprintln!("flumen-bench worker: {error}");
+            remark(&format!("flumen-bench worker: {error}"));
         }
     }
     Ok(())

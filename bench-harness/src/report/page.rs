@@ -437,9 +437,12 @@ pub(crate) fn amount(figure: Figure, value: f64) -> String {
 }
 
 /// Whether A is better, and how many times: the class and the word. Even, where the difference is one that nobody would
-/// care for; unclear, where the interval has 1 in it.
+/// care for; unclear, where the interval has 1 in it; incomplete, where a run left something out.
 pub(crate) fn judged(ratio: &Ratio) -> (&'static str, String) {
     const EVEN: f64 = 0.02;
+    if ratio.is_withheld {
+        return ("even", "incomplete".to_owned());
+    }
     let (low, high) = ratio.interval.map_or((ratio.ratio, ratio.ratio), |one| (one.low, one.high));
     if (ratio.ratio - 1.0).abs() < EVEN {
         return ("even", "even".to_owned());
@@ -523,8 +526,11 @@ mod tests {
             ratio,
             interval: interval.map(|(low, high)| Interval { low, high }),
             samples: 3,
+            is_withheld: false,
         };
         let latency = Figure::ProduceP99;
+        let withheld = Ratio { is_withheld: true, ..ratio(latency, 0.25, Some((0.2, 0.3))) };
+        assert_eq!(judged(&withheld).1, "incomplete");
         for (asked, word) in [
             (ratio(latency, 0.25, Some((0.2, 0.3))), "4.00 × better"),
             (ratio(latency, 4.0, Some((3.0, 5.0))), "4.00 × worse"),

@@ -69,6 +69,9 @@ fn add_verdict(found: &mut Vec<Sentence>, whose: &str, verdict: &crate::result::
         );
         say(Weight::Warning, text);
     }
+    if let Some(reason) = &verdict.incomplete {
+        say(Weight::Warning, format!("Incomplete: {reason}."));
+    }
     for note in &verdict.notes {
         say(Weight::Note, note.clone());
     }
@@ -230,6 +233,15 @@ mod tests {
         assert!(all[1].1.starts_with("100,000 acknowledged records were checked: none lost"), "{all:?}");
         assert!(all[2].1.contains("99.9 % of them left the generator within 41.0 µs"), "{all:?}");
         assert_eq!(all.len(), 3);
+    }
+
+    #[test]
+    fn figures_that_leave_something_out_do_not_stand() {
+        let mut run = fixture::run("x", 1, 1.0);
+        run.verdict.incomplete = Some("9 were never sent".to_owned());
+        let all = said(&run);
+        assert_eq!(all[0], (Weight::Warning, "Incomplete: 9 were never sent.".to_owned()));
+        assert!(!all.iter().any(|one| one.1.contains("The figures stand")), "{all:?}");
     }
 
     #[test]

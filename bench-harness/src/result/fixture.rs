@@ -21,7 +21,7 @@ pub(crate) fn run(name: &str, seed: u64, slowness: f64) -> RunResult {
         usage: usage(0.3 * slowness, &mut random),
         ..BrokerProcess::default()
     };
-    process.relate(bytes, produce.records, produce.requests);
+    process.relate(Amount { bytes, records: produce.records, requests: produce.requests });
     RunResult {
         format: RUN_FORMAT.to_owned(),
         format_version: FORMAT_VERSION,
@@ -32,6 +32,8 @@ pub(crate) fn run(name: &str, seed: u64, slowness: f64) -> RunResult {
         scenario: "latency".to_owned(),
         setting: serde_json::json!({ "rate": RATE, "record": { "size": RECORD_BYTES }, "partitions": 4 }),
         driver: "flumen".to_owned(),
+        manner: None,
+        topics: None,
         broker: Broker {
             addresses: vec!["127.0.0.1:9092".to_owned()],
             version: Some(name.to_owned()),
@@ -48,6 +50,7 @@ pub(crate) fn run(name: &str, seed: u64, slowness: f64) -> RunResult {
         broker_process: Some(process),
         limits: None,
         restarts: Vec::new(),
+        growths: Vec::new(),
     }
 }
 
@@ -97,8 +100,10 @@ fn part(kind: PartKind, random: &mut fastrand::Rng, base_ns: f64, stall_ns: u64)
         requests: RATE * SECONDS,
         records: RATE * SECONDS,
         bytes: RATE * SECONDS * RECORD_BYTES,
+        late: Amount::default(),
         errors: BTreeMap::new(),
         latency: Latency::of(&whole),
+        drift: None,
         seconds,
     }
 }

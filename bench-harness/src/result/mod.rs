@@ -14,6 +14,7 @@
 #[cfg(test)]
 pub(crate) mod fixture;
 
+use crate::engine::{Amount, Driver};
 use crate::failure::Failure;
 use crate::limits::Limits;
 use base64::Engine;
@@ -22,7 +23,7 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What `format` says in the result of a run.
 pub(crate) const RUN_FORMAT: &str = "flumen-bench run";
@@ -44,6 +45,12 @@ pub(crate) struct RunResult {
     pub setting: serde_json::Value,
     /// The client that made the load: `flumen`, or `librdkafka` with its version.
     pub driver: String,
+    /// How it was run, beside the scenario; none in results of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manner: Option<Manner>,
+    /// The topics that were written to and read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topics: Option<TopicsSeen>,
     pub broker: Broker,
     /// Where the load was made: this machine, or one for each worker.
     pub machines: Vec<Machine>,
@@ -67,6 +74,9 @@ pub(crate) struct RunResult {
     /// Of the phases in which the broker was killed, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restarts: Vec<RestartSeen>,
+    /// Of the phases in which that was looked at, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub growths: Vec<Growth>,
 }
 
 /// The broker was killed (`kill -9`) and started again at once.
@@ -79,6 +89,48 @@ pub(crate) struct RestartSeen {
     /// From the kill until something that was sent after it was acknowledged. None: nothing ever was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_acknowledgement_ns: Option<u64>,
+}
+
+/// What was asked for beside the scenario: what `rerun` asks for again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Manner {
+    pub driver: Driver,
+    /// Sockets by epoll instead of io_uring.
+    #[serde(default)]
+    pub epoll: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    #[serde(default)]
+    pub raw_sync: bool,
+    #[serde(default)]
+    pub limits: bool,
+}
+
+/// The topics as they were, which may not be as the scenario would have made them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TopicsSeen {
+    pub count: u32,
+    /// Of all together.
+    pub partitions: u64,
+    /// How many of the topics were made for this run.
+    pub made: u32,
+}
+
+/// By how much the logs grew in a phase, and by how much they should have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Growth {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub phase: String,
+    /// Records that were acknowledged, warm-up included.
+    pub acknowledged: u64,
+    /// Offsets that the logs have more than before.
+    pub appended: u64,
+    /// Acknowledged, and by how much logs grew too little: each partition for itself.
+    pub missing: u64,
+    /// By how much logs grew beyond what was acknowledged.
+    pub surplus: u64,
 }
 
 /// The program that measured.
@@ -94,7 +146,8 @@ pub(crate) struct Tool {
 pub(crate) struct Broker {
     /// As given.
     pub addresses: Vec<String>,
-    /// What it calls itself, or what is known of it: `flumen 0.1.0`, `Kafka 4.3.1`.
+    /// What is known of it, where `compare` started it: `flumen-node 0.1.0, ...`. Else none: nothing in the protocol says
+    /// which version a broker is of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,6 +200,9 @@ pub(crate) struct Verdict {
     /// Why the generator, not the broker, was the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generator_limited: Option<String>,
+    /// What has no latency in the histograms: percentiles are lower bounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incomplete: Option<String>,
     /// Why the run failed: records lost, duplicated or reordered; nothing acknowledged at all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
@@ -193,14 +249,30 @@ pub(crate) struct Part {
     pub requests: u64,
     pub records: u64,
     pub bytes: u64,
+    /// Of these, what came back after the end of the measured time: the broker's process was not watched any more.
+    #[serde(default, skip_serializing_if = "Amount::is_nothing")]
+    pub late: Amount,
     /// Under Kafka's name of each error; `CONNECTION` for a broken one, `TIMEOUT` for no answer.
     #[serde(default)]
     pub errors: BTreeMap<String, u64>,
     /// None where nothing was timed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
-    /// Ascending, one for each second of the measured time, also where nothing happened.
+    /// How the end compares with the beginning, of a part that was measured for a minute or longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
+    /// Ascending, one for each second of the measured time, also where nothing happened. More, where answers came for long
+    /// after it; fewer, where old data had been read before it was over.
     pub seconds: Vec<Second>,
+}
+
+/// The first sixth of the measured time beside the last one: of an hour, ten minutes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Drift {
+    /// How long each is.
+    pub length_s: u64,
+    pub first: Summary,
+    pub last: Summary,
 }
 
 /// A second of a part. What is in it is what came back in it: acknowledged, or received.
@@ -247,10 +319,19 @@ pub(crate) struct Summary {
 pub(crate) struct Integrity {
     /// Acknowledged records that were looked for.
     pub checked: u64,
-    /// Acknowledged, and never received.
+    /// Acknowledged, and not there where a consumer looked for them.
     pub lost: u64,
-    /// Received more than once.
+    /// Acknowledged, and not come to: a consumer was still behind when reading ended.
+    #[serde(default)]
+    pub unread: u64,
+    /// Acknowledged, and deleted by the broker (retention) before a consumer came to them.
+    #[serde(default)]
+    pub deleted: u64,
+    /// Received more than once, from different offsets.
     pub duplicated: u64,
+    /// Given again to members of a group, from the same offset: after a rebalance that is as it must be.
+    #[serde(default)]
+    pub redelivered: u64,
     /// Received after a later one of the same producer and partition.
     pub reordered: u64,
 }
@@ -371,15 +452,41 @@ impl Usage {
     }
 }
 
+impl Integrity {
+    pub(crate) fn add(&mut self, other: Integrity) {
+        self.checked += other.checked;
+        self.lost += other.lost;
+        self.unread += other.unread;
+        self.deleted += other.deleted;
+        self.duplicated += other.duplicated;
+        self.redelivered += other.redelivered;
+        self.reordered += other.reordered;
+    }
+}
+
 impl Part {
-    /// Records per second over the measured time.
+    /// What came back within the measured time.
+    pub(crate) fn in_time(&self) -> Amount {
+        Amount {
+            requests: self.requests - self.late.requests.min(self.requests),
+            records: self.records - self.late.records.min(self.records),
+            bytes: self.bytes - self.late.bytes.min(self.bytes),
+        }
+    }
+
+    /// Over how long it worked.
+    pub(crate) fn length_s(&self) -> f64 {
+        self.seconds.iter().map(|second| second.length_s).sum()
+    }
+
+    /// Records per second of that.
     pub(crate) fn records_per_s(&self) -> f64 {
-        let length: f64 = self.seconds.iter().map(|second| second.length_s).sum();
+        let length = self.length_s();
         if length > 0.0 { self.records as f64 / length } else { 0.0 }
     }
 
     pub(crate) fn bytes_per_s(&self) -> f64 {
-        let length: f64 = self.seconds.iter().map(|second| second.length_s).sum();
+        let length = self.length_s();
         if length > 0.0 { self.bytes as f64 / length } else { 0.0 }
     }
 }

@@ -42,6 +42,11 @@ fn what_is_not_known_or_makes_no_sense_is_named() {
         let why = wrong(&format!("{MINIMAL}{setting}\n"), &none);
         assert!(why.contains(named), "{setting}: {why}");
     }
+    let many = "[topic]\ncount = 1000\npartitions = 1000\n";
+    assert!(wrong(&format!("{many}{MINIMAL}"), &none).contains("topic.partitions"));
+    let product = "[topic]\npartitions = 100000\n";
+    let why = wrong(&format!("{product}{MINIMAL}count = 1000\n"), &none);
+    assert!(why.contains("1000 producers and 0 consumers on 100000 partitions"), "{why}");
     assert!(wrong("phases = []", &none).contains("there are none"));
     assert!(wrong("[[phases]]\nseconds = 1\n", &none).contains("neither producers"));
     let flags = Overrides { rate: Some(-1.0), ..Overrides::default() };
@@ -64,6 +69,10 @@ fn flags_override_and_any_setting_can_be_set() {
     assert_eq!((producers.rate, producers.payload.size, producers.acks), (20.0, 99, Acks::Leader));
     assert_eq!((scenario.topic.name.as_str(), scenario.phases[0].seconds), ("other", 7.0));
     assert_eq!(scenario.topic.configs["flush.ms"], "5");
+    assert!(!scenario.topic.create, "a topic that is named must be there");
+    let flags = Overrides { topic: Some("other".to_owned()), create_topic: true, ..Overrides::default() };
+    let scenario = Scenario::parse(MINIMAL, "test").and_then(|one| one.with(&flags)).expect("sound");
+    assert!(scenario.topic.create);
     for (pair, named) in
         [("nothing", "KEY=VALUE"), ("phases.3.seconds=1", "\"3\""), ("topic.x=1", "unknown field")]
     {
