@@ -11,11 +11,11 @@ pub(crate) const BROKERS: &str = "127.0.0.1:9092";
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    done, and the figures stand
+  0    done; read what is said of the figures
   1    something failed on the way
   2    the arguments or the scenario make no sense
   3    no broker answers
-  4    records were lost, duplicated or reordered
+  4    records were lost, duplicated or reordered, or none came at all
   130  interrupted (Ctrl-C); what there was has been written, marked as partial";
 
 /// Measures any broker that speaks the Kafka protocol: latency from the time at which a record was due, whole

@@ -19,6 +19,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+/// How long lanes have to tell what they did when nothing is waited for any more.
+const ABANDON_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often whoever waits for another thread looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -206,7 +208,15 @@ async fn carry_out(
 }
 
 async fn tell_when_produced(shop: &Shop, reports: &Sender<Report>) {
-    while shop.lanes.get() > 0 && !shop.control.is_abandoned() {
+    let mut abandoned_at = None;
+    while shop.lanes.get() > 0 {
+        if shop.control.is_abandoned() {
+            // They end at once, unless they wait for a connection.
+            let since: Instant = *abandoned_at.get_or_insert_with(Instant::now);
+            if since.elapsed() > ABANDON_TIMEOUT {
+                break;
+            }
+        }
         runtime::sleep(LOOK_INTERVAL).await;
     }
     let acknowledged = shop.acknowledged.take();
