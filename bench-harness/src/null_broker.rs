@@ -426,44 +426,57 @@ impl Shared {
             let woken = self.appended.wait_timeout(logs, left);
             logs = woken.map_or_else(|poisoned| poisoned.into_inner().0, |(logs, _)| logs);
         }
-        let mut found: Vec<Vec<(i32, i64, i64, bool, Vec<u8>)>> = Vec::new();
+        let mut found: Vec<Vec<Found>> = Vec::new();
         for topic in &request.topics {
             let partition = |one: &flumen_wire::messages::fetch_request::FetchPartition| {
                 let log = logs.by_partition.get(&(topic.topic.to_owned(), one.partition));
                 let bytes = log.map(|log| log.read(one.fetch_offset, one.partition_max_bytes as usize));
                 let (begin, end) = log.map_or((0, 0), |log| (log.begin(), log.end));
-                let is_within = (begin..=end).contains(&one.fetch_offset);
-                (one.partition, begin, end, is_within, bytes.unwrap_or_default())
+                let bytes = (begin..=end).contains(&one.fetch_offset).then(|| bytes.unwrap_or_default());
+                Found { partition: one.partition, begin, end, bytes }
             };
             found.push(topic.partitions.iter().map(partition).collect());
         }
         drop(logs);
         let responses = request.topics.iter().zip(&found).map(|(topic, partitions)| FetchableTopicResponse {
             topic: topic.topic,
-            partitions: partitions
-                .iter()
-                .map(|(partition_index, begin, end, is_within, bytes)| match is_within {
-                    true => PartitionData {
-                        partition_index: *partition_index,
-                        high_watermark: *end,
-                        last_stable_offset: *end,
-                        log_start_offset: *begin,
-                        records: Some(Records::Slice(bytes)),
-                        ..Default::default()
-                    },
-                    false => PartitionData {
-                        partition_index: *partition_index,
-                        error_code: ErrorCode::OffsetOutOfRange.code(),
-                        high_watermark: -1,
-                        last_stable_offset: -1,
-                        log_start_offset: *begin,
-                        ..Default::default()
-                    },
-                })
-                .collect(),
+            partitions: partitions.iter().map(Found::answer).collect(),
             ..Default::default()
         });
         reply.send(&FetchResponse { responses: responses.collect(), ..Default::default() });
+    }
+}
+
+/// What a fetch finds in a partition.
+struct Found {
+    partition: i32,
+    begin: i64,
+    end: i64,
+    /// None where the log does not have the offset.
+    bytes: Option<Vec<u8>>,
+}
+
+impl Found {
+    fn answer(&self) -> PartitionData<'_> {
+        let answer = PartitionData {
+            partition_index: self.partition,
+            log_start_offset: self.begin,
+            ..Default::default()
+        };
+        match &self.bytes {
+            Some(bytes) => PartitionData {
+                high_watermark: self.end,
+                last_stable_offset: self.end,
+                records: Some(Records::Slice(bytes)),
+                ..answer
+            },
+            None => PartitionData {
+                error_code: ErrorCode::OffsetOutOfRange.code(),
+                high_watermark: -1,
+                last_stable_offset: -1,
+                ..answer
+            },
+        }
     }
 }
 

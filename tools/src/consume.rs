@@ -363,8 +363,7 @@ impl<'o> Printer<'o> {
         if let Some(position) = self.positions.get_mut(at) {
             *position = next.max(*position);
         }
-        walked?;
-        Ok(())
+        walked.map(drop).map_err(Failure::from)
     }
 
     /// The output goes on elsewhere than it says.

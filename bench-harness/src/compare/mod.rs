@@ -132,7 +132,7 @@ fn order(contenders: usize, turn: u32) -> Vec<usize> {
 fn write_back(contenders: &[Contender]) {
     for folder in contenders.iter().filter_map(|contender| contender.data.as_deref()) {
         // A file system that cannot is as it is.
-        let _ = File::open(folder).map(|folder| rustix::fs::syncfs(folder));
+        let _ = File::open(folder).map(rustix::fs::syncfs);
     }
 }
 

@@ -119,8 +119,7 @@ impl GroupReader {
             }
         }
         self.note_reached();
-        let tally = &mut shop.tallies.borrow_mut()[self.plan.part];
-        tally.last_ns = tally.last_ns.max(shop.ns(Instant::now()).min(shop.control.end_ns()));
+        shop.note_end(self.plan.part);
         let _ = self.commit().await;
         let _ = self.member.leave().await;
         self.receipts.into_received()

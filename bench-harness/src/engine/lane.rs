@@ -1,11 +1,11 @@
 //! One producer's records for the partitions of one leader: a schedule, a connection, and what is on its way.
 //!
 //! ```text
-//!             due               a batch is full, or the      answered
-//!   schedule ─────► next request ──────────────────────► in flight ────► counted, with the time since it was due
-//!      ▲                          linger is over           │ refused, or the connection broke
-//!      │ another connection, perhaps to another leader        ▼
-//!      └──────────────────────────────────────── errors counted; nothing is sent again
+//!             due                 a batch is full, or linger over             answered
+//!   schedule ─────► next request ─────────────────────────────────► in flight ────────► counted, with the time
+//!      ▲                 │ another connection, perhaps to                │ refused, or    since it was due
+//!      │                 ▼ another leader: due again                     ▼ broken
+//!      └────────────────────────────────────────────────────────── errors counted; nothing is sent again
 //! ```
 //!
 //! Nothing queues but times, for one request: a record is made when it is sent. What the broker holds up is due all the

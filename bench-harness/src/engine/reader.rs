@@ -130,7 +130,9 @@ impl Session {
 
     async fn run(mut self, shop: &Rc<Shop>) {
         self.read_all(shop).await;
-        self.note_end(shop);
+        if !self.has_caught_up {
+            shop.note_end(self.common.plan.part);
+        }
     }
 
     async fn read_all(&mut self, shop: &Rc<Shop>) {
@@ -370,15 +372,6 @@ impl Session {
         let reads_history = !self.common.plan.checks && self.common.plan.settings.from == From::Earliest;
         self.has_caught_up |= reads_history && self.positions.iter().all(Position::is_at_end);
         Ok(())
-    }
-
-    /// Who was behind to the end has read all the time.
-    fn note_end(&self, shop: &Shop) {
-        if !self.has_caught_up {
-            let (now_ns, end_ns) = (shop.ns(Instant::now()), shop.control.end_ns());
-            let tally = &mut shop.tallies.borrow_mut()[self.common.plan.part];
-            tally.last_ns = tally.last_ns.max(now_ns.min(end_ns));
-        }
     }
 }
 

@@ -70,6 +70,13 @@ impl Shop {
         }
     }
 
+    /// A consumer is done that has read all the time: to the end of the measured time, if not beyond.
+    pub(super) fn note_end(&self, part: usize) {
+        let end_ns = self.ns(Instant::now()).min(self.control.end_ns());
+        let tally = &mut self.tallies.borrow_mut()[part];
+        tally.last_ns = tally.last_ns.max(end_ns);
+    }
+
     /// Whether the load has begun: members of groups read before that.
     pub(super) fn has_started(&self) -> bool {
         self.control.start_at.get().is_some()
