@@ -224,6 +224,44 @@ def test_whatever_ends_it_no_broker_and_no_folder_stays(tmp_path, how):
         assert output.with_suffix(".html").exists()
 
 
+GROUP = """
+request_timeout_s = 5
+[topic]
+name = "bench-group"
+partitions = 4
+[[phases]]
+name = "p"
+seconds = 3
+warmup_seconds = 0.5
+[[phases.producers]]
+rate = 1000
+count = 2
+payload.size = 64
+[[phases.consumers]]
+mode = "group"
+count = 3
+wait_ms = 50
+"""
+
+
+def test_a_group_reads_all_and_who_is_slow_loses_nothing(tmp_path):
+    scenario, output = tmp_path / "group.toml", tmp_path / "r.json"
+    scenario.write_text(GROUP)
+    with brokers.Flumen() as node:
+        began = time.time()
+        bench("run", scenario, "-b", node.address, "-o", output)
+        result = json.loads(output.read_text())
+        # Members that wait for each other on one connection wait for the end of a session, 45 s.
+        assert result["started_unix_ms"] / 1000 - began < 25
+        assert result["integrity"]["checked"] == 3500 == result["growths"][0]["appended"]
+        bad = ("lost", "unread", "deleted", "duplicated", "reordered")
+        assert [result["integrity"][what] for what in bad] == [0] * 5
+        scenario.write_text(GROUP + "pause_ms = 1500\npartition_bytes_max = 1000\n")
+        assert "still behind" in bench("run", scenario, "-b", node.address, "-o", output).stdout
+        integrity = json.loads(output.read_text())["integrity"]
+        assert integrity["unread"] > 500 and integrity["lost"] == integrity["duplicated"] == 0
+
+
 def test_kafka_is_started_and_compared(tmp_path):
     folder = tmp_path / "data"
     output = tmp_path / "c.json"

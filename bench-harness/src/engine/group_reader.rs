@@ -6,12 +6,11 @@ use super::tally::{Amount, error_name};
 use super::thread::Shop;
 use super::{Place, ReaderPlan, Received};
 use crate::scenario::From;
-use flumen_client::Error;
-use flumen_client::cluster::{EARLIEST, LATEST};
+use flumen_client::cluster::{EARLIEST, LATEST, Topics};
 use flumen_client::consumer::{Consumer, ConsumerSettings, offsets_at};
 use flumen_client::group::{GroupMember, GroupSettings};
 use flumen_client::metadata::TopicPartition;
-use flumen_client::runtime;
+use flumen_client::{Cluster, Error, runtime};
 use flumen_wire::ErrorCode;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -45,9 +44,14 @@ pub(super) async fn read_in_group(
         From::Earliest => EARLIEST,
         From::Latest => LATEST,
     };
-    let begin = offsets_at(&shop.cluster, &all, when).await?;
+    // With connections of its own: a JoinGroup waits at the broker for the other members, and those behind it on the same
+    // connection would wait with it.
+    let cluster = Cluster::connect(shop.cluster.settings().clone()).await?;
+    let named: Vec<&str> = shop.plan.topics.iter().map(|name| &**name).collect();
+    cluster.refresh(Topics::Named(&named), false).await?;
+    let begin = offsets_at(&cluster, &all, when).await?;
     let names = shop.plan.topics.iter().map(|name| Rc::from(&**name)).collect();
-    let member = GroupMember::new(&shop.cluster, GroupSettings::new(&plan.group_id, names));
+    let member = GroupMember::new(&cluster, GroupSettings::new(&plan.group_id, names));
     let settings = ConsumerSettings {
         wait: Duration::from_millis(plan.settings.wait_ms.into()),
         bytes_min: plan.settings.bytes_min,
@@ -57,7 +61,7 @@ pub(super) async fn read_in_group(
         ..ConsumerSettings::default()
     };
     let mut reader = GroupReader {
-        consumer: Consumer::new(&shop.cluster, settings),
+        consumer: Consumer::new(&cluster, settings),
         member,
         begin,
         topics,
