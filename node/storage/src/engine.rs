@@ -537,12 +537,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     pub fn end_offset_for_epoch(&self, slot: Slot, epoch: LeaderEpoch) -> Option<EpochEnd> {
         let state = self.state.borrow();
         let partition = state.get(slot)?;
-        // While nobody wrote under the newest epoch, its end is the log's end all the same.
-        if epoch == partition.leader_epoch && partition.epochs.latest().is_none_or(|last| last.epoch < epoch)
-        {
-            return Some((epoch, partition.high_watermark));
-        }
-        partition.epochs.end_offset_for(epoch, partition.high_watermark)
+        partition.epochs.end_offset_for(epoch, partition.leader_epoch, partition.high_watermark)
     }
 
     /// The epoch under which the record at `offset` was written.
