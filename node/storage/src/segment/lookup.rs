@@ -85,15 +85,31 @@ impl<D: Disk> SegmentReader<D> {
 
     /// The first record that has the segment's greatest timestamp (KIP-734).
     pub async fn max_timestamp(&self, view: &SegmentView) -> Result<Option<Found>, SegmentError> {
-        let Some(largest) = self.largest_timestamp(view).await? else { return Ok(None) };
-        let start = self.start_of(view, Offset(largest.offset)).await?;
+        let end = view.end_offset.0;
+        let look = |index: &SegmentIndex| (index.largest_timestamp(), index.last_time_below(end));
+        let ((largest, below), _) = self.with_index(view, look).await?;
+        let Some(largest) = largest else { return Ok(None) };
+        // A batch that is on its way to the disk is in the live index already: then the greatest of the view is that of an
+        // earlier entry, or of a batch since.
+        let is_beyond = largest.offset >= end;
+        let begin =
+            if is_beyond { below.map_or(view.base_offset.0, |below| below.offset) } else { largest.offset };
+        let start = self.start_of(view, Offset(begin)).await?;
         let mut cursor = Cursor::new(self, view, start);
+        let mut best: Option<(u64, BatchHeader, Slice<D::Buffer>)> = None;
         while let Some((position, header, batch)) = cursor.next().await? {
-            if header.last_offset() >= largest.offset {
-                return self.first_record(view, position, &header, &batch, &|at, _| at == largest.timestamp);
+            if header.last_offset() < begin || header.record_count == 0 {
+                continue;
+            }
+            if best.as_ref().is_none_or(|(_, best, _)| best.max_timestamp < header.max_timestamp) {
+                best = Some((position, header, batch));
+            }
+            if !is_beyond {
+                break;
             }
         }
-        Ok(None)
+        let Some((position, header, batch)) = best else { return Ok(None) };
+        self.first_record(view, position, &header, &batch, &|at, _| at == header.max_timestamp)
     }
 
     /// Writes the index files of a segment that is closed now. Unsynced: who removes the journal that could rebuild
@@ -368,7 +384,7 @@ impl<D: Disk> SegmentReader<D> {
 /// its end, looks like any other.
 fn fits(view: &SegmentView, index: &SegmentIndex) -> bool {
     let largest = index.largest_timestamp().map_or(-1, |largest| largest.timestamp);
-    view.live.is_some() || !view.contiguous || largest >= view.max_timestamp
+    view.live.is_some() || largest >= view.max_timestamp
 }
 
 /// Somebody loads or scans a segment's index.
