@@ -138,7 +138,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 let state = self.state.borrow();
                 let Some(partition) = state.get(slot) else { return Ok(()) };
                 let busy = partition.writers.iter().any(|writer| writer.is_busy());
-                let busy = busy || partition.compaction.running || partition.tended;
+                let busy = busy || partition.compaction.running || partition.tended > 0;
                 if partition.dropped && !busy && !partition.allocating && !partition.bulk_writing() {
                     break;
                 }
@@ -164,7 +164,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.disk.sync_directory("").await.map_err(failed)?;
         let at = self.disk.monotonic() + Duration::from_millis(delay);
         self.state.borrow_mut().graves.push((at, grave));
-        self.upkeep.notify();
+        self.removal_work.notify();
         Ok(())
     }
 
