@@ -8,8 +8,8 @@
 //!
 //! Invariants:
 //! - what is held is at most the limit, one frame and one receive, however many peers send;
-//! - while anything is held, one connection may go on; where it does not get on in time, it is closed in a sweep, and so
-//!   nobody waits for ever.
+//! - while anything is held, one connection may go on; whoever does not get on in time while others wait is closed in a sweep,
+//!   and so nobody waits for ever.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -81,10 +81,14 @@ impl Intake {
         waiting
     }
 
-    /// Whether a connection holds memory for too long that others wait for.
-    pub(super) fn is_overdue(&self, connection: &Connection, now: Duration) -> bool {
+    /// Whether connections wait for memory.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.waiting.borrow().iter().any(|waiting| !waiting.is_closed())
+    }
+
+    /// Whether a request takes longer to arrive than it may while others wait for memory.
+    pub(super) fn is_overdue(connection: &Connection, now: Duration) -> bool {
         connection.unfinished_bytes.get() > 0
             && now.saturating_sub(connection.unfinished_since.get()) > PATIENCE
-            && self.waiting.borrow().iter().any(|waiting| !waiting.is_closed())
     }
 }

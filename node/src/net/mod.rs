@@ -374,6 +374,7 @@ impl Net {
         // Where the kernel is short of memory, the next sweep tries again.
         let _ = self.listen();
         let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
+        let is_memory_awaited = self.intake.is_awaited();
         let mut unsent: usize = 0;
         let mut stuck = Vec::new();
         for connection in all {
@@ -381,7 +382,7 @@ impl Net {
             let pinned = connection.unsent_bytes();
             if idle > self.limits.idle_max && connection.requests_in_flight() == 0 {
                 self.close(&connection);
-            } else if self.intake.is_overdue(&connection, now) {
+            } else if is_memory_awaited && Intake::is_overdue(&connection, now) {
                 requests
                     .complain(connection.peer, "closed: its request does not arrive, and memory is short");
                 self.close(&connection);
