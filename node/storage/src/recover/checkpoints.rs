@@ -55,7 +55,7 @@ impl<D: Disk> Recovery<'_, D> {
             let from_shard = record.as_ref().is_some_and(|(shard, _)| *shard != SHARD_ALL);
             let record = record.map(|(_, record)| record);
             let expiration_ms = self.settings.producer_expiration_ms;
-            let replay = Replay::new(*id, known[id].clone(), record, expiration_ms, self.now_ms);
+            let replay = Replay::new(*id, known[id].clone(), record, incarnation, expiration_ms, self.now_ms);
             self.replays.insert(*id, replay);
             let lost = broken.iter().find(|((of, shard), _)| {
                 *of >= incarnation && !from_shard && (*shard != SHARD_ALL || *of == incarnation)

@@ -11,6 +11,7 @@ use flumen_wire::batch::crc_matches;
 use futures_util::future::join_all;
 
 use super::checkpoints::Base;
+use super::replay::Replay;
 use super::{Recovery, RecoveryError, failed};
 use crate::disk::{BLOCK, Buffer, Disk, File, OpenMode};
 use crate::engine::planted;
@@ -256,7 +257,11 @@ impl<D: Disk> Recovery<'_, D> {
         let start = position as usize;
         let whole = &bytes[start..start + group.header.byte_length as usize];
         for (entry, body) in decode_table(&group.header, whole).unwrap_or_default() {
-            if !body_is_sound(entry.kind, &whole[body.clone()]) {
+            // What a checkpoint covers may be gone: the file may have been laid out anew.
+            let is_needed = |replay: &Replay| replay.is_past(key.0, lsn);
+            if self.replays.get(&entry.partition).is_some_and(is_needed)
+                && !body_is_sound(entry.kind, &whole[body.clone()])
+            {
                 let reason = format!("{} at position {}: {text}", file.path, start + body.start);
                 self.offline(entry.partition, reason, Some(key.0));
             }

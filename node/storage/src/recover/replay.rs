@@ -38,6 +38,8 @@ pub(super) struct Replay {
     pub(super) known: KnownPartition,
     /// What the newest checkpoint says.
     record: Option<Record>,
+    /// The incarnation of the newest checkpoint for all: a partition that it does not have was made later.
+    base: Incarnation,
     pub(super) log: Log,
     /// How far compaction came.
     cleaned: Option<Offset>,
@@ -66,6 +68,7 @@ impl Replay {
         id: PartitionId,
         known: KnownPartition,
         record: Option<Record>,
+        base: Incarnation,
         expiration_ms: i64,
         now_ms: i64,
     ) -> Replay {
@@ -88,6 +91,7 @@ impl Replay {
             // Incarnation 0 stands for a partition that was offline before it ever had one (`frozen`).
             has_record: record.as_ref().is_some_and(|record| record.incarnation.0 > 0),
             record: None,
+            base,
         };
         if let Some(record) = &record {
             replay.log = record.log.clone();
@@ -106,12 +110,16 @@ impl Replay {
 
     /// Whether groups of this incarnation may hold something of it.
     pub(super) fn needs(&self, incarnation: Incarnation) -> bool {
-        self.corrupt.is_none() && self.record.as_ref().is_none_or(|record| record.incarnation <= incarnation)
+        let first = self.record.as_ref().map_or(self.base, |record| record.incarnation);
+        self.corrupt.is_none() && first <= incarnation
     }
 
     /// Whether its checkpoint does not cover this group.
     pub(super) fn is_past(&self, incarnation: Incarnation, lsn: Lsn) -> bool {
-        self.record.as_ref().is_none_or(|record| (incarnation, lsn) > (record.incarnation, record.lsn))
+        match &self.record {
+            Some(record) => (incarnation, lsn) > (record.incarnation, record.lsn),
+            None => incarnation >= self.base,
+        }
     }
 
     /// Whether journals of this incarnation must be kept for it.

@@ -206,6 +206,42 @@ fn a_journal_that_cannot_be_written_acknowledges_nothing_and_says_why() {
     after_crash(sim, Crash::Power, 1, kept);
 }
 
+/// Flips a bit within the first partition's batch of the second group. Returns in which file.
+fn flip_in_second_group(disk: &SimDisk) -> String {
+    let files = disk.files();
+    let batch = |journal: &[u8]| {
+        let wanted = |at: &usize| {
+            let second = journal[at / 4096 * 4096..].starts_with(b"FLUMGRUP");
+            second && journal[*at..].starts_with(&[0, 0, 0, 0, 0, 0, 0, 100])
+        };
+        (4096..journal.len()).find(wanted)
+    };
+    let mut journals = files.iter().filter(|(path, _)| path.starts_with("journal/"));
+    let (path, at) = journals.find_map(|(path, journal)| Some((path, batch(journal)?))).unwrap();
+    disk.corrupt(path, at as u64 + 3, 0x10).unwrap();
+    path.clone()
+}
+
+/// Its file may be in the midst of being laid out anew, and a partition that was made since has nothing in it.
+#[test]
+fn a_journal_that_a_checkpoint_covers_may_be_in_pieces() {
+    let sim = run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        produce(&disk, &engine, &sink, &slots, 4).await;
+    });
+    let sim = sim.crash(Crash::Power);
+    let disk = sim.disk();
+    sim.run(async move {
+        assert!(recovered(&disk, 2, 1).await.findings.is_empty());
+        flip_in_second_group(&disk);
+        let after = recovered(&disk, 3, 2).await;
+        assert!(after.findings.is_empty(), "{:?}", after.findings);
+        assert!(after.partitions.iter().all(|partition| partition.offline.is_none()));
+        assert_eq!(after.partitions[0].offsets().1, Offset(8));
+    })
+    .unwrap();
+}
+
 #[test]
 fn a_flipped_bit_in_acknowledged_journal_data_is_reported_and_never_cut() {
     let sim = run(async |disk| {
@@ -216,18 +252,7 @@ fn a_flipped_bit_in_acknowledged_journal_data_is_reported_and_never_cut() {
     let sim = sim.crash(Crash::Power);
     let disk = sim.disk();
     sim.run(async move {
-        // A byte within the first partition's batch of the second group.
-        let files = disk.files();
-        let batch = |journal: &[u8]| {
-            let wanted = |at: &usize| {
-                let second = journal[at / 4096 * 4096..].starts_with(b"FLUMGRUP");
-                second && journal[*at..].starts_with(&[0, 0, 0, 0, 0, 0, 0, 100])
-            };
-            (4096..journal.len()).find(wanted)
-        };
-        let mut journals = files.iter().filter(|(path, _)| path.starts_with("journal/"));
-        let (path, at) = journals.find_map(|(path, journal)| Some((path, batch(journal)?))).unwrap();
-        disk.corrupt(path, at as u64 + 3, 0x10).unwrap();
+        let path = flip_in_second_group(&disk);
         for incarnation in 2..4 {
             let recovered = recovered(&disk, incarnation, 2).await;
             let offline: Vec<&str> =
@@ -559,5 +584,23 @@ fn a_relaxed_topic_is_acknowledged_when_its_group_is_formed() {
         let order: Vec<u64> = sink.0.borrow().answers.iter().map(|(tag, _)| *tag).collect();
         assert_eq!(order, [11, 10], "the relaxed one first, though it came last");
         engine.stop().await;
+    });
+}
+
+/// A folder that lost its checkpoints is refused as it is: nothing tells acknowledged records from others any more.
+#[test]
+fn without_a_checkpoint_nothing_is_taken_for_new() {
+    run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 2).await;
+        produce(&disk, &engine, &sink, &slots, 20).await;
+        engine.stop().await;
+        let before = disk.files();
+        disk.remove_directory("checkpoint").await.unwrap();
+        let settings = RecoverySettings::new(Incarnation(2), DIRECTORY_ID);
+        let error = recover(&disk, &settings, &known(2, 2)).await.err().unwrap().to_string();
+        assert!(error.contains("checkpoint is empty, but t-0 has been in use"), "{error}");
+        for (path, content) in before.iter().filter(|(path, _)| path.starts_with("t-")) {
+            assert_eq!(disk.files().get(path), Some(content), "{path}");
+        }
     });
 }
