@@ -100,7 +100,8 @@ fn integrity(sides: &[Side]) -> Option<Sentence> {
     let all = sides.iter().flat_map(|side| &side.runs).filter_map(|run| run.integrity);
     let (mut checked, mut lost, mut duplicated, mut reordered, mut runs) = (0, 0, 0, 0, 0);
     for one in all {
-        checked += one.checked;
+        // What nobody came to was not looked at.
+        checked += one.checked.saturating_sub(one.unread + one.deleted);
         lost += one.lost;
         duplicated += one.duplicated;
         reordered += one.reordered;
@@ -239,7 +240,9 @@ mod tests {
     fn figures_that_leave_something_out_do_not_stand() {
         let mut run = fixture::run("x", 1, 1.0);
         run.verdict.incomplete = Some("9 were never sent".to_owned());
+        run.integrity = Some(Integrity { checked: 1_000, unread: 300, deleted: 50, ..Integrity::default() });
         let all = said(&run);
+        assert!(all.iter().any(|one| one.1.starts_with("650 acknowledged records were checked")), "{all:?}");
         assert_eq!(all[0], (Weight::Warning, "Incomplete: 9 were never sent.".to_owned()));
         assert!(!all.iter().any(|one| one.1.contains("The figures stand")), "{all:?}");
     }
