@@ -33,7 +33,7 @@ pub(super) fn of(comparison: &Comparison) -> String {
     let bootstrap = &comparison.bootstrap;
     let _ = writeln!(
         out,
-        "\nThe interval holds {:.0} % of {} bootstrap drawings of whole turns; of blocks of {} s where it says so.",
+        "\nThe interval holds {:.0} % of {} bootstrap drawings of whole turns, and is widened as few turns ask for; of blocks of {} s where it says so.",
         bootstrap.confidence * 100.0,
         quantity::grouped(u64::from(bootstrap.resamples)),
         bootstrap.block_seconds

@@ -467,7 +467,7 @@ fn span_of(ratios: &[&Ratio]) -> f64 {
 fn interval_words(comparison: &Comparison) -> String {
     let bootstrap = &comparison.bootstrap;
     format!(
-        "Intervals hold {:.0} % of {} bootstrap drawings. Over turns: whole runs are drawn, those of a turn together, so \
+        "Intervals hold {:.0} % of {} bootstrap drawings, and are widened as few samples ask for. Over turns: whole runs are drawn, those of a turn together, so \
          the interval tells what another comparison would show. Over seconds: blocks of {} s are drawn apart, which \
          leaves out what differs from run to run. Percentiles are those of merged histograms; none is a mean of \
          percentiles. Better and worse are said where the whole interval is on one side of 1, and the ratio more than 2 % \
