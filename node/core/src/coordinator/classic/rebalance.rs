@@ -12,6 +12,10 @@ use crate::coordinator::answer::{Answer, JoinAnswer, JoinedMember};
 use crate::coordinator::timers::Timer;
 use crate::coordinator::{Context, Coordinator};
 
+/// The shortest time that members have for a rebalance. One that asks for less, or for none, would have the others gone
+/// before they can hear of it.
+const REBALANCE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
 impl ClassicGroup {
     /// Begins a new generation, unless one is being formed already: that one may be complete now.
     pub(super) fn rebalance(&mut self, fx: &mut Effects<'_>) {
@@ -63,7 +67,8 @@ impl ClassicGroup {
 
     /// The longest time that any member takes to join.
     fn rebalance_timeout(&self) -> Duration {
-        self.members.values().map(|member| millis(member.rebalance_timeout_ms)).max().unwrap_or_default()
+        let own = self.members.values().map(|member| millis(member.rebalance_timeout_ms));
+        own.max().unwrap_or_default().max(REBALANCE_TIMEOUT_MIN)
     }
 
     /// The time for joining is over.
