@@ -137,8 +137,9 @@ impl Coordinator {
         heartbeat: &Heartbeat<'_>,
     ) -> Result<HeartbeatAnswer, Refused> {
         let id: Arc<str> = heartbeat.request.group_id.into();
-        let refused = || {
-            let text = format!("Group {id} is not a consumer group.");
+        let classic = self.groups.classic(&id).expect("a classic group is asked");
+        let refused = |obstacle: &str| {
+            let text = format!("Cannot upgrade classic group {id} to consumer group because {obstacle}.");
             Refused::new(ErrorCode::GroupIdNotFound, text)
         };
         if !cx.config.consumer_migration_upgrade {
@@ -187,12 +188,26 @@ impl Coordinator {
     }
 }
 
-/// What makes a consumer group out of a classic one. `None`: it is not of consumers, or has too many.
-fn upgraded(cx: &Context<'_>, classic: &ClassicGroup) -> Option<Vec<Change>> {
+/// Why a classic group stays one, in Kafka's words.
+const DISABLED: &str = "online upgrade is disabled";
+const NOT_OF_CONSUMERS: &str = "the group does not use the consumer embedded protocol";
+const TOO_LARGE: &str = "the group size exceeds the consumer group maximum size";
+const MALFORMED: &str = "the embedded consumer protocol is malformed";
+const CUSTOM_ASSIGNOR: &str = "an unsupported custom assignor is in use. Please refer to the documentation or switch to a \
+                               default assignor before re-attempting the upgrade";
+
+/// What makes a consumer group out of a classic one, or why there is none to be made.
+fn upgraded(cx: &Context<'_>, classic: &ClassicGroup) -> Result<Vec<Change>, &'static str> {
     let members = classic.moving();
     let max_size = (cx.config.consumer_max_size as usize).min(GROUP_MEMBERS_MAX);
-    if !classic.uses_consumer_protocol() || members.len() >= max_size {
-        return None;
+    if !cx.config.consumer_migration_upgrade {
+        return Err(DISABLED);
+    }
+    if !classic.uses_consumer_protocol() {
+        return Err(NOT_OF_CONSUMERS);
+    }
+    if members.len() >= max_size {
+        return Err(TOO_LARGE);
     }
     let epoch = classic.generation_id();
     let spoken = classic.spoken_protocol();
@@ -212,23 +227,27 @@ fn upgraded(cx: &Context<'_>, classic: &ClassicGroup) -> Option<Vec<Change>> {
             pending_revocation: Partitions::new(),
             since: AssignmentEpochs::all(&owned, epoch),
         };
-        let metadata = moved_metadata(member, spoken.as_deref())?;
+        let metadata = moved_metadata(member, spoken.as_deref()).ok_or(MALFORMED)?;
         changes.push(Change::Member(Arc::clone(&id), Some(Arc::new(metadata))));
         changes.push(Change::Target(Arc::clone(&id), Some(Arc::new(owned))));
         changes.push(Change::Current(id, Some(current)));
     }
-    Some(changes)
+    Ok(changes)
 }
 
 /// What each member of a classic group may own: what it was assigned, and what it said that it owns when it joined. While
 /// a generation forms there are no assignments, and members of a cooperative protocol keep what they have. What two
 /// of them claim is that one's who said so of the later generation.
-fn owned(cx: &Context<'_>, members: &[MovedMember], spoken: Option<&str>) -> Option<Vec<Partitions>> {
+fn owned(
+    cx: &Context<'_>,
+    members: &[MovedMember],
+    spoken: Option<&str>,
+) -> Result<Vec<Partitions>, &'static str> {
     let mut owned = Vec::with_capacity(members.len());
     let mut claims = Vec::new();
     for (place, member) in members.iter().enumerate() {
         owned.push(assigned(cx, member)?);
-        let said = said_to(&member.protocols, spoken)?;
+        let said = said_to(&member.protocols, spoken).ok_or(MALFORMED)?;
         let topics = said.owned_partitions.iter().map(|one| (one.topic, &one.partitions[..]));
         claims.push((Reverse(said.generation_id), place, partitions(cx.image, topics)));
     }
@@ -238,17 +257,23 @@ fn owned(cx: &Context<'_>, members: &[MovedMember], spoken: Option<&str>) -> Opt
         let free = claimed.filtered(|partition| taken.insert(partition));
         owned[place] = owned[place].union(&free);
     }
-    Some(owned)
+    Ok(owned)
 }
 
-/// What a member of a classic group was assigned; nothing before it was.
-fn assigned(cx: &Context<'_>, member: &MovedMember) -> Option<Partitions> {
+/// What a member of a classic group was assigned; nothing before it was. What an assignor of its own has added (that of
+/// Kafka Streams does) no assignor of the coordinator's would add again.
+fn assigned(cx: &Context<'_>, member: &MovedMember) -> Result<Partitions, &'static str> {
     if member.assignment.is_empty() {
-        return Some(Partitions::new());
+        return Ok(Partitions::new());
+    }
+    let said = ConsumerProtocolAssignment::from_versioned_lenient(&member.assignment);
+    let said = said.map_err(|_| MALFORMED)?;
+    if said.user_data.is_some_and(|added| !added.is_empty()) {
+        return Err(CUSTOM_ASSIGNOR);
     }
     let said = ConsumerProtocolAssignment::from_versioned_lenient(&member.assignment).ok()?;
     let topics = said.assigned_partitions.iter().map(|topic| (topic.topic, &topic.partitions[..]));
-    Some(partitions(cx.image, topics))
+    Ok(partitions(cx.image, topics))
 }
 
 /// What a member says to the protocol that is spoken, or to the one that it likes best.
