@@ -5,6 +5,7 @@
 //! ```text
 //! config NAME=VALUE ..           settings: max, delay, min-session, max-session, retention, metadata
 //! topic NAME COUNT | drop NAME   a topic comes, or goes
+//! erase NAME                     a topic goes, and the coordinator is not told
 //! join GROUP [MEMBER] [as=NAME] [v=N] [type=T] [session=MS] [rebalance=MS] PROTOCOL=TOPIC+TOPIC ..
 //! sync GROUP MEMBER GENERATION [as=NAME] [protocol=P] [MEMBER:ASSIGNMENT ..]
 //! beat GROUP MEMBER GENERATION [as=NAME]
@@ -186,7 +187,11 @@ impl World {
         match command {
             "config" => self.configure(words),
             "topic" => self.topic(words[0], words[1].parse().unwrap()),
-            "drop" => self.drop_topic(words[0]),
+            "drop" => {
+                self.erase_topic(words[0]);
+                self.with(|coordinator, cx| coordinator.metadata_changed(cx, &[words[0]]));
+            }
+            "erase" => self.erase_topic(words[0]),
             "join" => self.join(words),
             "sync" => self.sync(words),
             "beat" => self.beat(words),
@@ -230,11 +235,10 @@ impl World {
         self.with(|coordinator, cx| coordinator.metadata_changed(cx, &[]));
     }
 
-    fn drop_topic(&mut self, name: &str) {
+    fn erase_topic(&mut self, name: &str) {
         let topic = DeleteTopic { name: Some(name), id: TopicId::ZERO };
         let decision = decide(&self.image, |controller| controller.delete_topics(&[topic]));
         decision.records.iter().for_each(|record| self.image.replay(record).unwrap());
-        self.with(|coordinator, cx| coordinator.metadata_changed(cx, &[name]));
     }
 
     fn join(&mut self, words: &[&str]) {

@@ -85,7 +85,7 @@ impl Coordinator {
         let mut records = Vec::new();
         for (group, topics) in &self.offsets.by_group {
             for (topic, partitions) in topics {
-                let orphaned = partitions.iter().filter(|(_, committed)| committed.is_orphaned(cx));
+                let orphaned = partitions.iter().filter(|(_, committed)| committed.is_orphaned(cx, topic));
                 records.extend(orphaned.map(|(partition, _)| tombstone(group, topic, *partition)));
             }
         }
@@ -94,9 +94,13 @@ impl Coordinator {
 }
 
 impl Committed {
-    /// Whether its topic is known to be gone. What was written without an identity has the benefit of the doubt.
-    fn is_orphaned(&self, cx: &Context<'_>) -> bool {
-        self.topic_id != TopicId::ZERO && cx.image.topic_by_id(self.topic_id).is_none()
+    /// Whether its topic is gone. Where it was written without an identity, another topic of that name has the benefit of
+    /// the doubt.
+    fn is_orphaned(&self, cx: &Context<'_>, topic: &str) -> bool {
+        match self.topic_id {
+            TopicId::ZERO => cx.image.topic(topic).is_none(),
+            id => cx.image.topic_by_id(id).is_none(),
+        }
     }
 
     fn is_expired(&self, cx: &Context<'_>, aging: Aging) -> bool {
