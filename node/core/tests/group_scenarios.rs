@@ -499,7 +499,8 @@ fn said(answer: &Answer) -> String {
             });
             format!("fetched: {}", partitions.collect::<Vec<_>>().join(" "))
         }
-        Answer::Described(group) => {
+        Answer::Described(Err(refused)) => refused.to_string(),
+        Answer::Described(Ok(group)) => {
             let members = group.members.iter().map(|member| {
                 format!(
                     "{}='{}'",

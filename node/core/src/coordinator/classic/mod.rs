@@ -41,6 +41,7 @@ use flumen_wire::group::group_metadata_key::GroupMetadataKey;
 use flumen_wire::group::group_metadata_value::{GroupMetadataValue, MemberMetadata};
 
 use super::answer::{Answer, DescribedMember, GroupDescription, ListedGroup};
+use super::consumer::Refused;
 use super::groups::{Group, Groups};
 use super::offsets::Aging;
 use super::outbox::{Outbox, Token};
@@ -408,9 +409,11 @@ impl Coordinator {
     }
 
     pub(in crate::coordinator) fn describe_group(&self, id: &str) -> Answer {
-        match self.groups.classic(id) {
-            Some(group) => Answer::Described(group.described()),
-            None => Answer::Failed(ErrorCode::GroupIdNotFound),
-        }
+        let refused = |text: String| Err(Refused::new(ErrorCode::GroupIdNotFound, text));
+        Answer::Described(match self.groups.get(id) {
+            Some(Group::Classic(group)) => Ok(group.described()),
+            Some(Group::Consumer(_)) => refused(format!("Group {id} is not a classic group.")),
+            None => refused(format!("Group {id} not found.")),
+        })
     }
 }
