@@ -168,9 +168,13 @@ impl ClassicGroup {
         let names = request.protocols.iter().map(|protocol| protocol.name);
         if !self.accepts(request.member_id, fx.cx.config.max_size as usize) {
             joining.refuse(fx, "", ErrorCode::GroupMaxSizeReached);
-            if self.members.contains_key(request.member_id) {
-                self.remove(fx, request.member_id);
+            let was_member = self.members.contains_key(request.member_id);
+            self.remove(fx, request.member_id);
+            if was_member {
                 self.members_left(fx);
+            } else {
+                // Perhaps its id was the last that was waited for.
+                self.complete_join_if_all_joined(fx);
             }
         } else if !self.supports(request.protocol_type, names) {
             joining.refuse(fx, request.member_id, ErrorCode::InconsistentGroupProtocol);
