@@ -133,7 +133,7 @@ impl ConsumerGroup {
             assignment: tells.then_some(after.assigned),
         };
         // Only now is it certain that the records of this comparison are appended.
-        self.compared_with.set(Some(context.image.offset()));
+        self.compared_with.set(Some(context.image.topics_offset()));
         Ok(Decision { records, answer, timers })
     }
 
@@ -273,8 +273,11 @@ impl Draft<'_> {
         if resubscribes {
             self.drop_unused_expressions();
         }
-        if resubscribes || self.group.is_metadata_newer(context.image) {
+        let is_metadata_newer = self.group.is_metadata_newer(context.image);
+        if is_metadata_newer {
             self.refresh_expressions(context);
+        }
+        if resubscribes || is_metadata_newer {
             self.raise_epoch(context, resubscribes);
         }
         self.assign(context);
