@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::record::{
     BrokerRegistration, ClusterId, ConfigResource, PartitionChange, PartitionRecord, Record,
 };
-use super::topic_name::collision_key;
+use super::topic_name::{collision_key, is_internal_topic};
 use crate::config::{Overrides, Settings, StaticSettings};
 use crate::types::{LeaderEpoch, NodeId, TopicId};
 
@@ -184,9 +184,15 @@ impl Image {
         self.configs.get(resource)
     }
 
-    /// The settings that were set for a topic; empty where there are none.
+    /// The settings that a topic has of its own: those that were set for it. The broker's own topics are synced before
+    /// anything in them is acknowledged, whatever was set for them or for all topics.
     pub fn topic_overrides(&self, name: &str) -> Arc<Overrides> {
-        self.overrides(&ConfigResource::Topic(name.to_owned())).cloned().unwrap_or_default()
+        let mut overrides =
+            self.overrides(&ConfigResource::Topic(name.to_owned())).cloned().unwrap_or_default();
+        if is_internal_topic(name) {
+            Arc::make_mut(&mut overrides).insert("flush.messages".to_owned(), "1".to_owned());
+        }
+        overrides
     }
 
     /// The settings that were set for a group, if any were.
