@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use flumen_core::config::{BrokerConfig, GroupConfig};
 use flumen_core::coordinator::{Answer, Caller, Context, Coordinator, Record, Request, Token};
+use flumen_core::limits::BATCH_BYTES_MAX;
 use flumen_core::metadata::{Image, PartitionRecord, Record as MetadataRecord};
 use flumen_core::types::{LeaderEpoch, NodeId, TopicId};
 use flumen_wire::ErrorCode;
@@ -142,6 +143,7 @@ impl World {
             now_ms: self.now.as_millis() as i64,
             image: &self.image,
             config: &self.config,
+            decision_bytes_max: BATCH_BYTES_MAX,
             uuid: u128::from(self.tokens).to_be_bytes(),
         };
         happens(&mut self.coordinator, &cx);

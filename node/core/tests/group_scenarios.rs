@@ -35,6 +35,7 @@ use flumen_core::config::{BrokerConfig, GroupConfig, StaticSettings};
 use flumen_core::coordinator::{
     Answer, Batch, Caller, Context, Coordinator, Decoded, FetchOffsets, Record, Request, Token, TopicAsked,
 };
+use flumen_core::limits::BATCH_BYTES_MAX;
 use flumen_core::metadata::{
     BrokerRegistration, Controller, DeleteTopic, DirectoryId, Image, Listener, NewTopic,
 };
@@ -160,6 +161,7 @@ impl World {
             now_ms: self.now_ms as i64,
             image: &self.image,
             config: &self.config,
+            decision_bytes_max: BATCH_BYTES_MAX,
             uuid,
         };
         happens(&mut self.coordinator, &cx);

@@ -81,6 +81,8 @@ pub struct Context<'a> {
     pub image: &'a Image,
     /// The settings.
     pub config: &'a GroupConfig,
+    /// What one decision may come to in the log, in bytes.
+    pub decision_bytes_max: usize,
     /// A random UUID of this decision's own: the new member's id, if one joins.
     pub uuid: [u8; 16],
 }
@@ -218,10 +220,10 @@ impl Coordinator {
             Request::LeaveGroup(request) => self.leave_group(cx, request),
             Request::OffsetCommit(request) => self.commit_offsets(cx, caller, request),
             Request::OffsetFetch(request) => self.fetch_offsets(request),
-            Request::OffsetDelete(request) => self.delete_offsets(request),
+            Request::OffsetDelete(request) => self.delete_offsets(cx, request),
             Request::DescribeGroup(group_id) => self.describe_group(group_id),
             Request::ListGroups { states, types } => Answer::Listed(self.groups.list(states, types)),
-            Request::DeleteGroup(group_id) => Answer::Failed(self.delete_group(group_id)),
+            Request::DeleteGroup(group_id) => Answer::Failed(self.delete_group(cx, group_id)),
             Request::ConsumerGroupHeartbeat(request) => self.consumer_group_heartbeat(cx, caller, request),
             Request::ConsumerGroupDescribe(group_id) => self.describe_consumer_group(cx, group_id),
         };
@@ -258,11 +260,11 @@ impl Coordinator {
     }
 
     /// The metadata has changed: `deleted` are the names of topics that are gone.
-    pub fn metadata_changed(&mut self, _cx: &Context<'_>, deleted: &[&str]) {
+    pub fn metadata_changed(&mut self, cx: &Context<'_>, deleted: &[&str]) {
         if self.loading || self.retired {
             return;
         }
-        self.delete_offsets_of_topics(deleted);
+        self.delete_offsets_of_topics(cx, deleted);
         self.outbox.close();
     }
 
@@ -281,12 +283,13 @@ impl Coordinator {
 
     /// As [`Coordinator::write_all`], of records that need not be in the log together: however many, no decision is much
     /// larger than a batch.
-    fn write_apart(&mut self, records: Vec<Record>) {
+    fn write_apart(&mut self, cx: &Context<'_>, records: Vec<Record>) {
+        let bytes_max = COORDINATOR_BATCH_BYTES.min(cx.decision_bytes_max / 2);
         let mut bytes = 0;
         for record in records {
             bytes += record.len_bytes();
             self.write(record);
-            if bytes >= COORDINATOR_BATCH_BYTES {
+            if bytes >= bytes_max {
                 self.outbox.close();
                 bytes = 0;
             }

@@ -16,13 +16,13 @@ use flumen_wire::ErrorCode;
 use flumen_wire::messages::join_group_request::JoinGroupRequest;
 
 use super::members::join_refused;
-use super::{ClassicGroup, ClassicState, Effects, Member, NEW_MEMBER_TIMEOUT, Protocol, millis};
+use super::{
+    ClassicGroup, ClassicState, Effects, Member, NEW_MEMBER_TIMEOUT, Protocol, members_bytes_max, millis,
+};
 use crate::coordinator::groups::Group;
 use crate::coordinator::outbox::Token;
 use crate::coordinator::{Caller, Context, Coordinator};
-use crate::limits::{
-    GROUP_MEMBERS_BYTES_MAX, GROUP_MEMBERS_MAX, GROUP_NAME_BYTES_MAX, GROUPS_PER_COORDINATOR_MAX,
-};
+use crate::limits::{GROUP_MEMBERS_MAX, GROUP_NAME_BYTES_MAX, GROUPS_PER_COORDINATOR_MAX};
 
 /// The first version whose members know that they have to ask for an id first (KIP-394).
 pub(in crate::coordinator) const MEMBER_ID_VERSION: i16 = 4;
@@ -178,7 +178,7 @@ impl ClassicGroup {
             }
         } else if !self.supports(request.protocol_type, names) {
             joining.refuse(fx, request.member_id, ErrorCode::InconsistentGroupProtocol);
-        } else if self.bytes - self.bytes_of(request.member_id) + joining.bytes() > GROUP_MEMBERS_BYTES_MAX {
+        } else if self.bytes - self.bytes_of(request.member_id) + joining.bytes() > members_bytes_max(fx.cx) {
             // No record holds it; Kafka finds that out later, and says the same.
             joining.refuse(fx, request.member_id, ErrorCode::UnknownServerError);
         } else if request.member_id.is_empty() {

@@ -48,6 +48,7 @@ use super::outbox::{Outbox, Token};
 use super::record::Record;
 use super::timers::{Timer, Timers};
 use super::{Context, Coordinator};
+use crate::limits::GROUP_MEMBERS_BYTES_MAX;
 
 /// The type of protocols whose bytes the coordinator can read: that of Kafka's consumers.
 pub(in crate::coordinator) const CONSUMER: &str = "consumer";
@@ -163,6 +164,12 @@ impl Effects<'_> {
     }
 }
 
+/// What the members of a group may say, and what they may be assigned, in bytes of each: the group's record, which has both
+/// and some more, has to fit the log.
+fn members_bytes_max(cx: &Context<'_>) -> usize {
+    GROUP_MEMBERS_BYTES_MAX.min(cx.decision_bytes_max / 3)
+}
+
 /// Times of clients are signed; what is negative is none.
 fn millis(ms: i32) -> Duration {
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
@@ -268,7 +275,7 @@ impl ClassicGroup {
 /// Hard state.
 impl ClassicGroup {
     /// The record of the group as it is now.
-    fn record(&self) -> Record {
+    pub(in crate::coordinator) fn record(&self) -> Record {
         let members = self.members.values().map(|member| MemberMetadata {
             member_id: &member.id,
             group_instance_id: member.group_instance_id.as_deref(),

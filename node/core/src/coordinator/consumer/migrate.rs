@@ -30,7 +30,7 @@ use super::change::{
     TargetEpoch,
 };
 use super::classic::{ClassicJoin, assignment, consumer_metadata, partitions, subscription, version_of};
-use super::requests::in_context;
+use super::requests::{fits, in_context};
 use super::{Client, ConsumerGroup, Heartbeat, HeartbeatAnswer, Refused};
 use crate::coordinator::answer::{Answer, JoinAnswer, SyncAnswer};
 use crate::coordinator::assignor::Partitions;
@@ -38,6 +38,7 @@ use crate::coordinator::classic::{
     CONSUMER, ClassicGroup, MEMBER_ID_VERSION, MovedMember, join_refused, new_member_id,
 };
 use crate::coordinator::outbox::Token;
+use crate::coordinator::record::Record;
 use crate::coordinator::{Caller, Context, Coordinator};
 use crate::limits::GROUP_MEMBERS_MAX;
 use crate::types::PartitionId;
@@ -62,7 +63,11 @@ impl Coordinator {
         let client = Client { id: caller.client_id, host: caller.client_host };
         let join = ClassicJoin { request, client, member_id: &member_id };
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
-        let answer = match in_context(cx, request.group_id, |context| group.classic_join(context, &join)) {
+        let decision = in_context(cx, request.group_id, |context| group.classic_join(context, &join));
+        let decision = decision.and_then(|decision| {
+            decision.encode(request.group_id).fitting(cx).map_err(|refused| refused.code)
+        });
+        let answer = match decision {
             Err(error) => join_refused(&member_id, error),
             Ok(decision) => {
                 let joined = self.carry_out(cx, &request.group_id.into(), decision);
@@ -92,6 +97,7 @@ impl Coordinator {
         let answer = match in_context(cx, request.group_id, |context| group.classic_sync(context, request)) {
             Err(error) => Answer::Failed(error),
             Ok(decision) => {
+                let decision = decision.encode(request.group_id);
                 let synced = self.carry_out(cx, &request.group_id.into(), decision);
                 Answer::Synced(SyncAnswer {
                     protocol_type: Some(CONSUMER.into()),
@@ -111,7 +117,7 @@ impl Coordinator {
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
         match in_context(cx, request.group_id, |context| group.classic_heartbeat(context, request)) {
             Err(error) => error,
-            Ok(decision) => self.carry_out(cx, &request.group_id.into(), decision),
+            Ok(decision) => self.carry_out(cx, &request.group_id.into(), decision.encode(request.group_id)),
         }
     }
 
@@ -124,7 +130,10 @@ impl Coordinator {
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
         let decision =
             in_context(cx, request.group_id, |context| group.classic_leave(context, &request.members));
-        Answer::Left(self.carry_out(cx, &request.group_id.into(), decision))
+        match decision.encode(request.group_id).fitting(cx) {
+            Ok(decision) => Answer::Left(self.carry_out(cx, &request.group_id.into(), decision)),
+            Err(refused) => Answer::Failed(refused.code),
+        }
     }
 }
 
@@ -142,19 +151,20 @@ impl Coordinator {
             let text = format!("Cannot upgrade classic group {id} to consumer group because {obstacle}.");
             Refused::new(ErrorCode::GroupIdNotFound, text)
         };
-        if !cx.config.consumer_migration_upgrade {
-            return Err(refused());
-        }
-        let classic = self.groups.classic(&id).ok_or_else(refused)?;
-        let changes = upgraded(cx, classic).ok_or_else(refused)?;
+        let changes = upgraded(cx, classic).map_err(refused)?;
         let mut group = ConsumerGroup::new(Arc::clone(&id));
         changes.iter().for_each(|change| group.replay(change));
         // Nothing has changed yet: if the member is refused, the group stays as it is.
         let (decision, timers) = in_context(cx, &id, |context| {
             group.heartbeat(context, heartbeat).map(|decision| (decision, group.timers(context)))
         })?;
+        let decision = decision.encode(&id).fitting(cx)?;
+        let moved: Vec<Record> = changes.iter().map(|change| change.encode(&id)).collect();
+        if !fits(cx, &moved) {
+            return Err(refused(TOO_LARGE));
+        }
         self.end_moved_classic(cx, &id);
-        self.write_all(changes.iter().map(|change| change.encode(&id)).collect());
+        self.write_all(moved);
         timers.into_iter().for_each(|timer| self.set_timer(cx, &id, timer));
         Ok(self.carry_out(cx, &id, decision))
     }
@@ -162,8 +172,8 @@ impl Coordinator {
     /// Makes a consumer group a classic one if no member speaks the consumer protocol any more.
     pub(super) fn downgrade_if_all_classic(&mut self, cx: &Context<'_>, id: &Arc<str>) {
         let Some(group) = self.groups.consumer(id) else { return };
-        let fits = group.members().len() <= (cx.config.max_size as usize).min(GROUP_MEMBERS_MAX);
-        if !cx.config.consumer_migration_downgrade || !fits || !group.is_all_classic() {
+        let has_room = group.members().len() <= (cx.config.max_size as usize).min(GROUP_MEMBERS_MAX);
+        if !cx.config.consumer_migration_downgrade || !has_room || !group.is_all_classic() {
             return;
         }
         let members = group.members().filter_map(|(id, member)| {
@@ -182,6 +192,11 @@ impl Coordinator {
             })
         });
         let moved = ClassicGroup::of_moved(cx, id, group.epoch(), CONSUMER, members.collect());
+        let mut records = group.tombstones();
+        records.push(moved.record());
+        if !fits(cx, &records) {
+            return;
+        }
         self.write_group_tombstones(id);
         self.timers.cancel_group(id);
         self.begin_moved_classic(cx, moved);
@@ -271,7 +286,6 @@ fn assigned(cx: &Context<'_>, member: &MovedMember) -> Result<Partitions, &'stat
     if said.user_data.is_some_and(|added| !added.is_empty()) {
         return Err(CUSTOM_ASSIGNOR);
     }
-    let said = ConsumerProtocolAssignment::from_versioned_lenient(&member.assignment).ok()?;
     let topics = said.assigned_partitions.iter().map(|topic| (topic.topic, &topic.partitions[..]));
     Ok(partitions(cx.image, topics))
 }

@@ -27,7 +27,7 @@ impl Coordinator {
         let groups: Vec<Arc<str>> = self.groups.iter().map(|(id, _)| Arc::clone(id)).collect();
         for id in groups {
             let expired = self.expired_offsets(cx, &id);
-            self.write_apart(expired);
+            self.write_apart(cx, expired);
             let is_empty = match self.groups.get(&id) {
                 Some(Group::Classic(group)) => group.is_abandoned(),
                 Some(Group::Consumer(group)) => group.is_empty(),
@@ -64,7 +64,7 @@ impl Coordinator {
     }
 
     /// Deletes all offsets of topics that are gone.
-    pub(in crate::coordinator) fn delete_offsets_of_topics(&mut self, deleted: &[&str]) {
+    pub(in crate::coordinator) fn delete_offsets_of_topics(&mut self, cx: &Context<'_>, deleted: &[&str]) {
         if deleted.is_empty() {
             return;
         }
@@ -75,7 +75,7 @@ impl Coordinator {
                 records.extend(partitions.keys().map(|partition| tombstone(group, topic, *partition)));
             }
         }
-        self.write_apart(records);
+        self.write_apart(cx, records);
     }
 }
 
@@ -89,7 +89,7 @@ impl Coordinator {
                 records.extend(orphaned.map(|(partition, _)| tombstone(group, topic, *partition)));
             }
         }
-        self.write_apart(records);
+        self.write_apart(cx, records);
     }
 }
 
