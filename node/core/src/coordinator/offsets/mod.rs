@@ -266,7 +266,7 @@ impl Coordinator {
                 }
             }
         }
-        self.write_all(records);
+        self.write_apart(cx, records);
         Answer::OffsetsDeleted(codes)
     }
 }
