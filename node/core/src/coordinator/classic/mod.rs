@@ -131,7 +131,7 @@ pub(in crate::coordinator) struct ClassicGroup {
     supported: BTreeMap<Arc<str>, usize>,
     /// How many members have a `join`.
     awaiting_join: usize,
-    /// Bytes of what members say and are called.
+    /// Bytes of what members say and are called, and of ids that were given out.
     bytes: usize,
     /// What the members of this generation read, where that is known.
     subscribed: Option<BTreeSet<Arc<str>>>,

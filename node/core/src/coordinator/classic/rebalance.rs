@@ -192,7 +192,7 @@ impl ClassicGroup {
     /// A member was silent for its session timeout. Whoever waits for an answer of ours is not silent, unless it is new:
     /// then it may not know its id, and could never be heard of again.
     fn session_is_over(&mut self, fx: &mut Effects<'_>, member_id: &Arc<str>) {
-        if self.pending.remove(member_id) {
+        if self.take_pending(member_id).is_some() {
             self.complete_join_if_all_joined(fx);
             return;
         }

@@ -23,6 +23,9 @@ pub const LEAVE_EPOCH: i32 = -1;
 /// The epoch with which a static member leaves to come back, and which it has meanwhile.
 pub const LEAVE_STATIC_EPOCH: i32 = -2;
 
+/// What it says, what it is to have and what it has.
+const RECORDS_PER_MEMBER: usize = 3;
+
 /// A heartbeat.
 #[derive(Clone, Copy, Debug)]
 pub struct Heartbeat<'a> {
@@ -374,14 +377,16 @@ impl Draft<'_> {
         member
     }
 
-    /// What members say is kept, in memory and in the log.
+    /// What members say is kept, in memory and in the log, and each record names the group and the member.
     fn check_bytes(&self) -> Result<(), Refused> {
-        let bytes: usize = self.group.members.values().map(|member| member.metadata.len_bytes()).sum();
+        let names = |id: &str| RECORDS_PER_MEMBER * (self.group.id.len() + id.len());
+        let members = self.group.members.iter();
+        let bytes: usize = members.map(|(id, member)| names(id) + member.metadata.len_bytes()).sum();
         if bytes <= GROUP_MEMBERS_BYTES_MAX {
             return Ok(());
         }
         let text = format!(
-            "What the members of the group subscribe to takes more than {GROUP_MEMBERS_BYTES_MAX} bytes."
+            "What the members of the group say and are called takes more than {GROUP_MEMBERS_BYTES_MAX} bytes."
         );
         Err(Refused::new(ErrorCode::GroupMaxSizeReached, text))
     }
