@@ -176,7 +176,9 @@ impl Coordinator {
     pub fn finish_loading(&mut self, cx: &Context<'_>) {
         assert!(self.loading, "a log is loaded once");
         self.loading = false;
-        self.next_expiry = cx.now + Duration::from_millis(cx.config.offsets_retention_check_interval_ms);
+        // Coordinators that were loaded at the same time do not all look at the same time.
+        let interval = Duration::from_millis(cx.config.offsets_retention_check_interval_ms);
+        self.next_expiry = cx.now + interval - interval * u32::from(cx.uuid[0]) / 256;
         self.classic_groups_loaded(cx);
         self.consumer_groups_loaded(cx);
         self.delete_orphaned_offsets(cx);
