@@ -415,7 +415,8 @@ impl Shard {
             let slices = slices.map_err(|error| self.load_fault(error, next))?;
             let from = next;
             for slice in slices.iter() {
-                records += replay(&mut seat.coordinator.borrow_mut(), slice.as_slice(), &mut next, seat);
+                let replayed = replay(&mut seat.coordinator.borrow_mut(), slice.as_slice(), &mut next);
+                records += replayed.map_err(LogFault::Failed)?;
                 runtime::yield_if_needed().await;
             }
             if next == from {
@@ -533,45 +534,28 @@ impl Shard {
     }
 }
 
-/// Replays the batches of one slice; `next` is the offset after them. Returns how many records there were.
-fn replay(coordinator: &mut Coordinator, bytes: &[u8], next: &mut Offset, seat: &Seat) -> u64 {
+/// Replays the batches of one slice; `next` is the offset after them. Returns how many records there were. What cannot be
+/// read ends it: groups that lack some of their records would be served as if they were whole.
+fn replay(coordinator: &mut Coordinator, bytes: &[u8], next: &mut Offset) -> Result<u64, String> {
     let mut count = 0;
-    let complain = |offset: i64, what: &dyn std::fmt::Display| {
-        tracing::error!(partition = seat.partition.partition, offset, "{OFFSETS_TOPIC}: left out: {what}");
-    };
     for batch in Batches::new(bytes) {
-        let batch = match batch {
-            Ok(batch) => batch,
-            Err(error) => {
-                complain(next.0, &error);
-                return count;
-            }
-        };
+        let batch = batch.map_err(|error| format!("no batch at offset {next}: {error}"))?;
         *next = Offset(batch.header.next_offset()).max(*next);
         if batch.header.is_control() {
             continue;
         }
-        let records = match batch.records(BATCH_BYTES_MAX) {
-            Ok(records) => records,
-            Err(error) => {
-                complain(batch.header.base_offset, &error);
-                continue;
-            }
-        };
+        let base_offset = batch.header.base_offset;
+        let unread = |error: &dyn std::fmt::Display| format!("the batch at offset {base_offset}: {error}");
+        let records = batch.records(BATCH_BYTES_MAX).map_err(|error| unread(&error))?;
         for record in &records {
-            match record {
-                Ok(record) => {
-                    count += 1;
-                    let Some(key) = record.key else { continue };
-                    if let Err(error) = coordinator.load(key, record.value) {
-                        complain(record.offset, &error);
-                    }
-                }
-                Err(error) => complain(batch.header.base_offset, &error),
-            }
+            let record = record.map_err(|error| unread(&error))?;
+            count += 1;
+            let Some(key) = record.key else { continue };
+            let loaded = coordinator.load(key, record.value);
+            loaded.map_err(|error| format!("at offset {}: {error}", record.offset))?;
         }
     }
-    count
+    Ok(count)
 }
 
 /// A UUID of version 4.
