@@ -349,6 +349,17 @@ impl Coordinator {
         self.outbox.unanswered()
     }
 
+    /// What is being appended takes longer than anybody should wait: whoever waits for it is answered with an error, and the
+    /// decisions stand.
+    pub fn refuse_held(&mut self, error: ErrorCode) {
+        self.outbox.refuse_held(error);
+    }
+
+    /// Nobody could be heard for so long.
+    pub fn put_off_deadlines(&mut self, by: Duration) {
+        self.timers.put_off(by);
+    }
+
     /// An append failed, or the partition is led elsewhere: the state is not that of the log any more. These tokens are
     /// to be answered NOT_COORDINATOR.
     pub fn abandon(self) -> Vec<Token> {

@@ -122,6 +122,13 @@ impl Outbox {
         self.held.pop_front().map(|(_, token, answer)| (token, answer))
     }
 
+    /// Answers whoever waits for what is not committed, without that.
+    pub(super) fn refuse_held(&mut self, error: ErrorCode) {
+        for (after, _, answer) in self.held.iter_mut().filter(|(after, ..)| *after > self.committed) {
+            (*after, *answer) = (self.committed, Answer::Failed(error));
+        }
+    }
+
     /// Answers whoever has no answer yet.
     pub(super) fn refuse_parked(&mut self, error: ErrorCode) {
         for token in std::mem::take(&mut self.unanswered) {
@@ -181,6 +188,31 @@ mod tests {
         assert_eq!(outbox.pop_ready(), Some((Token(3), failed())));
         assert_eq!(outbox.pop_ready(), None);
         assert_eq!(outbox.abandon(), [Token(4)]);
+    }
+
+    #[test]
+    fn answers_may_be_refused_before_what_they_wait_for_is_committed() {
+        let mut outbox = Outbox::default();
+        for token in [1, 2, 3] {
+            outbox.take(Token(token));
+        }
+        outbox.write(record(10));
+        outbox.answer(Token(1), failed());
+        outbox.close();
+        let batch = outbox.next_batch(1_000).expect("a batch");
+        outbox.answer(Token(2), failed());
+        outbox.close();
+        assert_eq!(outbox.pop_ready(), None);
+        let refused = Answer::Failed(ErrorCode::NotCoordinator);
+        outbox.refuse_held(ErrorCode::NotCoordinator);
+        assert_eq!(outbox.pop_ready(), Some((Token(1), refused.clone())));
+        assert_eq!(outbox.pop_ready(), Some((Token(2), refused)));
+        // The decision stands, and whoever asks now waits for it.
+        outbox.answer(Token(3), failed());
+        outbox.close();
+        assert_eq!(outbox.pop_ready(), None);
+        outbox.committed(&batch);
+        assert_eq!(outbox.pop_ready(), Some((Token(3), failed())));
     }
 
     #[test]

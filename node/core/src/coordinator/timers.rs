@@ -86,6 +86,13 @@ impl Timers {
         }
     }
 
+    /// Puts all off by the same time.
+    pub(super) fn put_off(&mut self, by: Duration) {
+        self.due.values_mut().for_each(|due| *due += by);
+        self.queue = self.due.iter().map(|(key, due)| (*due, key.clone())).collect();
+        self.queued.clear();
+    }
+
     /// When to look again at the latest; `None`: never.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.queue.first().map(|(at, _)| *at)
@@ -142,6 +149,37 @@ mod tests {
         timers.set(&b, Timer::Join, at(5));
         assert_eq!(timers.pop(at(6)), Some((b, Timer::Join)));
         assert_eq!((timers.pop(at(100)), timers.len()), (None, 0));
+    }
+
+    #[test]
+    fn what_is_set_while_deadlines_are_taken_out_has_not_passed() {
+        let mut timers = Timers::default();
+        let group: Arc<str> = "g".into();
+        let now = Duration::from_secs(5);
+        timers.set(&group, Timer::Join, now);
+        let mut taken = 0;
+        while let Some((group, timer)) = timers.pop(now) {
+            taken += 1;
+            assert_eq!(taken, 1);
+            timers.set(&group, timer, now);
+        }
+        assert!(timers.next_deadline().is_some_and(|next| next > now));
+    }
+
+    #[test]
+    fn all_may_be_put_off() {
+        let mut timers = Timers::default();
+        let group: Arc<str> = "g".into();
+        let at = Duration::from_secs;
+        timers.set(&group, Timer::Join, at(1));
+        timers.set(&group, Timer::Sync, at(2));
+        timers.set(&group, Timer::Sync, at(5));
+        timers.put_off(at(10));
+        assert_eq!((timers.pop(at(10)), timers.next_deadline()), (None, Some(at(11))));
+        assert_eq!(timers.pop(at(14)), Some((Arc::clone(&group), Timer::Join)));
+        assert_eq!(timers.pop(at(14)), None);
+        timers.cancel(&group, Timer::Sync);
+        assert_eq!((timers.pop(at(100)), timers.len(), timers.queue.len()), (None, 0, 0));
     }
 
     #[test]
