@@ -470,16 +470,25 @@ impl Shard {
                 Ok(()) => self.write_batches(&seat, &mut backoff).await,
                 Err(fault) => Err(fault),
             };
-            match fault {
+            let pause = match fault {
                 // Closed.
-                Ok(()) => {}
+                Ok(()) => RETRY_AFTER,
                 // The image that shows it gone is on its way, or the one that shows it here was too early.
-                Err(LogFault::Gone) => self.drop_state(&seat),
-                Err(LogFault::Refused(code)) => self.fail(&seat, &format!("an append was refused: {code}")),
-                Err(LogFault::Failed(reason)) => self.fail(&seat, &reason),
-            }
+                Err(LogFault::Gone) => {
+                    self.drop_state(&seat);
+                    RETRY_AFTER
+                }
+                Err(LogFault::Refused(code)) => {
+                    self.fail(&seat, &format!("an append was refused: {code}"));
+                    backoff.next()
+                }
+                Err(LogFault::Failed(reason)) => {
+                    self.fail(&seat, &reason);
+                    backoff.next()
+                }
+            };
             if !seat.closed.get() {
-                runtime::sleep(backoff.next()).await;
+                runtime::sleep(pause).await;
             }
         }
     }
