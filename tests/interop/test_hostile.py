@@ -10,6 +10,7 @@ import struct
 import time
 
 import pytest
+import zstandard
 
 from harness import wire
 from harness.brokers import undisturbed
@@ -109,6 +110,38 @@ def test_frame_that_never_ends(broker):
             one = held.enter_context(wire.Connection(broker.port))
             one.raw(struct.pack(">i", REQUEST_BYTES_MAX) + b"\0\0\0\1" + b"\0" * 20)
         assert wire.answers(broker.port)
+
+
+@pytest.mark.flumen_only  # The reference takes as much as its heap has.
+def test_large_frames_that_never_end(own_broker):
+    """Sixty clients send 20 MiB each of a request of 100 and fall silent. Small requests go on, and large ones in
+    a while, though their clients may have to send them again."""
+    broker = own_broker(arguments=("--memory", "128MiB"))
+    large = wire.Batch([b"l" * (MIB - 1000)]).encode()
+    with contextlib.ExitStack() as held, wire.Connection(broker.port) as small:
+        wire.create_served_topic(small, "large-frames", timeout_s=10)
+        senders = [held.enter_context(wire.Connection(broker.port)).socket for _ in range(60)]
+        for sender in senders:
+            sender.sendall(struct.pack(">i", REQUEST_BYTES_MAX - 1) + b"\0\0\0\7\0\0\0\1")
+            sender.setblocking(False)
+        left = dict.fromkeys(senders, 20 * MIB)
+        deadline = time.monotonic() + 3
+        while left and time.monotonic() < deadline:
+            for sender in list(left):
+                with contextlib.suppress(BlockingIOError):
+                    left[sender] -= sender.send(bytes(min(left[sender], MIB)))
+                if not left[sender]:
+                    del left[sender]
+            rss_max(broker, 0.001, 256 * MIB)
+        assert left, "nobody was made to wait"
+        assert wire.produce(small, [("large-frames", 0, wire.Batch([b"small"]).encode())])[0][0] == wire.NONE
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError, wire.Closed), wire.Connection(broker.port, timeout_s=60) as honest:
+                assert wire.produce(honest, [("large-frames", 0, large)])[0][0] == wire.NONE
+                break
+            assert time.monotonic() < deadline, "there is no room for a request"
+        rss_max(broker, 0.001, 256 * MIB)
 
 
 def test_byte_by_byte(broker, connection):
@@ -287,6 +320,33 @@ def test_unreadable_batch(broker, made, name):
     assert code != wire.NONE
     with wire.Connection(broker.port) as fresh:
         assert wire.fetch(fresh, made, 0, max_wait_ms=0, min_bytes=0)[1] == 0
+
+
+@pytest.mark.flumen_only  # The reference opens them all.
+def test_batches_that_open_to_gigabytes(own_broker):
+    """A request of a megabyte with 400 batches that open to 60 MiB each: as much as is fair is opened, and others go on."""
+    broker = own_broker(arguments=("--shards", "1"))
+    record = wire.record(0, bytes(60 * MIB), key=b"k")
+    bomb = wire.Batch([b""], attributes=4, records=zstandard.compress(record)).encode()
+    assert len(bomb) < 16_384
+    with wire.Connection(broker.port, timeout_s=60) as hostile, wire.Connection(broker.port) as other:
+        code, message = wire.create_topic(other, "opened", 1, configs={"cleanup.policy": "compact"})
+        assert code == wire.NONE, message
+        with undisturbed(broker, 512 * MIB):
+            began = time.monotonic()
+            hostile.send(wire.PRODUCE, 7, wire.produce_body([("opened", 0, bomb)] * 400))
+            good = wire.Batch([b""], attributes=4, records=zstandard.compress(wire.record(0, b"v", key=b"k")))
+            for _ in range(20):
+                assert wire.produce(other, [("opened", 0, good.encode())])[0][0] == wire.NONE
+            _, answer = hostile.receive()
+            assert time.monotonic() - began < 10
+        answer.take("i"), answer.string()
+        codes = []
+        for _ in range(answer.take("i")):
+            answer.take("i")
+            codes.append(answer.take("h"))
+            answer.take("q"), answer.take("q"), answer.take("q")
+        assert codes.count(wire.NONE) <= 4 and len(codes) == 400, collections.Counter(codes)
 
 
 def test_compacted_topics_need_keys(connection, topic):

@@ -84,18 +84,23 @@ impl EpochCache {
     }
 
     /// The largest epoch that is not above `requested`, and where it ends (exclusive): what OffsetForLeaderEpoch
-    /// answers. `None` (-1, -1 on the wire) for an epoch above the latest, or while there is none. An epoch below the
+    /// answers. `None` (-1, -1 on the wire) for an epoch above `current`, the leader's own. The leader's begins at the
+    /// log end while nothing was written under it: what others wrote, or was deleted since, ends there. An epoch below the
     /// earliest ends where the earliest begins, since what it wrote is no longer there.
-    pub fn end_offset_for(&self, requested: LeaderEpoch, log_end: Offset) -> Option<(LeaderEpoch, Offset)> {
-        let latest = self.latest()?;
-        if requested.0 < 0 || requested > latest.epoch {
+    pub fn end_offset_for(
+        &self,
+        requested: LeaderEpoch,
+        current: LeaderEpoch,
+        log_end: Offset,
+    ) -> Option<(LeaderEpoch, Offset)> {
+        if requested.0 < 0 || requested > current {
             return None;
         }
-        if requested == latest.epoch {
+        if requested == current {
             return Some((requested, log_end));
         }
         let above = self.entries.partition_point(|e| e.epoch <= requested);
-        let end = self.entries[above].start_offset;
+        let end = self.entries.get(above).map_or(log_end, |next| next.start_offset);
         let floor = above.checked_sub(1).map_or(requested, |floor| self.entries[floor].epoch);
         Some((floor, end))
     }
@@ -135,23 +140,34 @@ mod tests {
     }
 
     #[track_caller]
-    fn ends(cache: &EpochCache, requested: i32, log_end: i64, expected: Option<(i32, i64)>) {
-        let found = cache.end_offset_for(LeaderEpoch(requested), Offset(log_end));
+    fn ends(cache: &EpochCache, requested: i32, current: i32, expected: Option<(i32, i64)>) {
+        let found = cache.end_offset_for(LeaderEpoch(requested), LeaderEpoch(current), Offset(50));
         assert_eq!(found, expected.map(|(e, o)| (LeaderEpoch(e), Offset(o))));
     }
 
     #[test]
     fn end_offsets_are_kafkas() {
         let three = cache(&[(2, 10), (5, 20), (9, 30)]);
-        ends(&three, -1, 50, None);
-        ends(&three, 0, 50, Some((0, 10)));
-        ends(&three, 2, 50, Some((2, 20)));
-        ends(&three, 4, 50, Some((2, 20)));
-        ends(&three, 5, 50, Some((5, 30)));
-        ends(&three, 8, 50, Some((5, 30)));
-        ends(&three, 9, 50, Some((9, 50)));
-        ends(&three, 10, 50, None);
-        ends(&EpochCache::new(), 0, 50, None);
+        ends(&three, -1, 9, None);
+        ends(&three, 0, 9, Some((0, 10)));
+        ends(&three, 2, 9, Some((2, 20)));
+        ends(&three, 4, 9, Some((2, 20)));
+        ends(&three, 5, 9, Some((5, 30)));
+        ends(&three, 8, 9, Some((5, 30)));
+        ends(&three, 9, 9, Some((9, 50)));
+        ends(&three, 10, 9, None);
+    }
+
+    #[test]
+    fn leaders_that_wrote_nothing_have_epochs_too() {
+        let written = cache(&[(2, 10)]);
+        ends(&written, 2, 4, Some((2, 50)));
+        ends(&written, 3, 4, Some((2, 50)));
+        ends(&written, 4, 4, Some((4, 50)));
+        ends(&written, 5, 4, None);
+        ends(&EpochCache::new(), 0, 0, Some((0, 50)));
+        ends(&EpochCache::new(), 1, 3, Some((1, 50)));
+        ends(&EpochCache::new(), 4, 3, None);
     }
 
     #[test]
@@ -190,10 +206,9 @@ mod tests {
             self.start + self.writers.len() as i64
         }
 
-        fn end_offset_for(&self, requested: i32) -> Option<(i32, i64)> {
-            let latest = *self.writers.last()?;
-            if requested > latest {
-                return None;
+        fn end_offset_for(&self, requested: i32, current: i32) -> Option<(i32, i64)> {
+            if requested >= current {
+                return (requested == current).then(|| (current, self.end()));
             }
             let floor = self.writers.iter().copied().filter(|&w| w <= requested).max().unwrap_or(requested);
             let end = self.writers.iter().take_while(|&&w| w <= requested).count() as i64;
@@ -243,8 +258,9 @@ mod tests {
                 }
                 prop_assert_eq!(EpochCache::restore(cache.entries().to_vec()).unwrap(), cache.clone());
                 for requested in 0..=epoch + 1 {
-                    let found = cache.end_offset_for(LeaderEpoch(requested), Offset(model.end()));
-                    prop_assert_eq!(found.map(|(e, o)| (e.0, o.0)), model.end_offset_for(requested));
+                    let found =
+                        cache.end_offset_for(LeaderEpoch(requested), LeaderEpoch(epoch), Offset(model.end()));
+                    prop_assert_eq!(found.map(|(e, o)| (e.0, o.0)), model.end_offset_for(requested, epoch));
                 }
                 for (i, &writer) in model.writers.iter().enumerate() {
                     prop_assert_eq!(cache.epoch_for(Offset(model.start + i as i64)), Some(LeaderEpoch(writer)));

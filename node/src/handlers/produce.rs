@@ -7,9 +7,10 @@
 use bytes::Bytes;
 use flumen_core::config::{LogConfig, TimestampType};
 use flumen_core::metadata::is_internal_topic;
-use flumen_core::types::PartitionId;
+use flumen_core::types::{PartitionId, TopicId};
 use flumen_wire::ErrorCode;
 use flumen_wire::batch::{self, BatchError, BatchHeader, CheckRules, Checked, RecordFault};
+use flumen_wire::compression::Compression;
 use flumen_wire::messages::produce_request::{ProduceRequest, TopicProduceData};
 use flumen_wire::messages::produce_response::{
     BatchIndexAndErrorMessage, PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
@@ -28,7 +29,13 @@ const TOPIC_ID_VERSION: i16 = 13;
 /// What a client calls itself that may write to the broker's own topics, as in Kafka: no guard, but a safety catch.
 const ADMIN_CLIENT: &str = "__admin_client";
 
-/// Puts every batch of a request on its way, in order, within the turn.
+/// Bytes that the compressed batches of one request may open to, and for each byte of the request. Past it they are
+/// refused: a few kilobytes can be made to open to gigabytes.
+const OPENED_BYTES: usize = 64 << 20;
+const OPENED_BYTES_PER_BYTE: usize = 32;
+
+/// Puts every batch of a request on its way, in order: within the turn, or, where compressed batches have to be opened, once
+/// that is done on a thread apart. The connection's next request is not begun before.
 pub(crate) fn begin(shard: &Shard, mut request: Request) -> Flow {
     let frame = Request { connection: request.connection.clone(), frame: request.frame.clone(), ..request };
     let body: ProduceRequest<'_> = match frame.body() {
@@ -39,14 +46,72 @@ pub(crate) fn begin(shard: &Shard, mut request: Request) -> Flow {
         request.place = Some(request.connection.reserve());
     }
     request.release_frame();
-    let version = request.version;
-    let call = shard.open_produce(request);
     let refusal = refusal_of_all(&body);
+    let opens = body.topic_data.iter().any(|topic| {
+        let known = Known::find(shard, &frame, topic).filter(|known| known.rules.may_open());
+        let opens = |known: Known| {
+            let mut batches = topic.partition_data.iter().filter_map(|data| data.records);
+            batches.any(|records| known.rules.opens(records))
+        };
+        known.is_some_and(opens)
+    });
+    let resolve = |topic| resolve(shard, &frame, topic, refusal.as_ref());
+    if opens {
+        let topics = body.topic_data.iter();
+        let topics =
+            topics.map(|topic| (topic.name.into(), topic.topic_id, resolve(topic).collect())).collect();
+        begin_apart(shard, request, frame.frame.len(), topics);
+        return Flow::Continue;
+    }
+    let call = shard.open_produce(request);
     for topic in &body.topic_data {
-        add_topic(shard, call, &frame, version, topic, refusal.as_ref());
+        shard.add_topic(call, topic.name, topic.topic_id);
+        for (index, part) in resolve(topic) {
+            add(shard, call, index, part.check(usize::MAX).0);
+        }
     }
     shard.close_produce(call);
     Flow::Continue
+}
+
+/// A topic of a request: its name, its id, and for each partition what to do.
+type Topic = (Box<str>, [u8; 16], Vec<(i32, Part)>);
+
+/// Checks the parts of a request on a thread apart, and puts them on their way then.
+fn begin_apart(shard: &Shard, request: Request, frame_bytes: usize, topics: Vec<Topic>) {
+    let shard = shard.shared();
+    let connection = request.connection.clone();
+    shard.net.hold(&connection);
+    runtime::spawn("produce", async move {
+        let check_all = move || {
+            let mut left = OPENED_BYTES + frame_bytes.saturating_mul(OPENED_BYTES_PER_BYTE);
+            let mut check = |(index, part): (i32, Part)| {
+                let (checked, opened) = part.check(left);
+                left = left.saturating_sub(opened);
+                (index, checked)
+            };
+            let topics = topics.into_iter();
+            topics.map(|(name, id, parts)| (name, id, parts.into_iter().map(&mut check).collect())).collect()
+        };
+        let topics: Vec<(Box<str>, _, Vec<_>)> = runtime::blocking(check_all).await;
+        let call = shard.open_produce(request);
+        for (name, id, parts) in topics {
+            shard.add_topic(call, &name, id);
+            for (index, checked) in parts {
+                add(&shard, call, index, checked);
+            }
+        }
+        shard.close_produce(call);
+        shard.net.release(&connection);
+        shard.net.flush(&*shard);
+    });
+}
+
+fn add(shard: &Shard, call: OpenCall, index: i32, checked: Result<Batch, Outcome>) {
+    match checked {
+        Ok(Batch { partition, header, bytes }) => shard.add_part(call, index, partition, header, bytes),
+        Err(outcome) => shard.add_refused(call, index, outcome),
+    }
 }
 
 /// What is wrong with the request as a whole.
@@ -60,82 +125,195 @@ fn refusal_of_all(body: &ProduceRequest<'_>) -> Option<Outcome> {
     None
 }
 
-fn add_topic(
-    shard: &Shard,
-    call: OpenCall,
-    frame: &Request,
-    version: i16,
-    topic: &TopicProduceData<'_>,
-    refusal: Option<&Outcome>,
-) {
-    let image = shard.image();
-    let known = if version >= TOPIC_ID_VERSION {
-        image.topic_by_id(flumen_core::types::TopicId(topic.topic_id))
-    } else {
-        image.topic(topic.name)
-    };
-    shard.add_topic(call, topic.name, topic.topic_id);
-    let config = known.map(|known| shard.log_config(known.id, &known.name));
-    for data in &topic.partition_data {
-        let checked = match (refusal, known, &config) {
-            (Some(refusal), _, _) => Err(refusal.clone()),
-            (None, Some(known), _) if is_internal_topic(&known.name) && frame.client_id() != ADMIN_CLIENT => {
-                Err(Outcome::error(ErrorCode::InvalidTopicException))
-            }
-            (None, Some(known), Some(config)) if known.partition(data.index).is_some() => {
-                let records = data.records.map_or(Bytes::new(), |records| frame.share(records));
-                check(records, config, version).map(|(header, batch)| (known.id, header, batch))
-            }
-            (None, None, _) if version >= TOPIC_ID_VERSION => Err(Outcome::error(ErrorCode::UnknownTopicId)),
-            _ => Err(Outcome::error(ErrorCode::UnknownTopicOrPartition)),
+/// What a request has for one partition.
+enum Part {
+    Refused(Outcome),
+    Batch { partition: PartitionId, records: Bytes, rules: Rules },
+}
+
+/// A batch that may enter its partition's log.
+struct Batch {
+    partition: PartitionId,
+    header: BatchHeader,
+    bytes: Bytes,
+}
+
+/// What a topic asks of batches, at this moment.
+#[derive(Clone, Copy)]
+struct Rules {
+    check: CheckRules,
+    /// Batches are kept in this codec.
+    codec: Option<Compression>,
+    /// Timestamps that producers may give: from, to.
+    timestamps: Option<(i64, i64)>,
+}
+
+/// A topic that a request names and that exists.
+struct Known {
+    id: TopicId,
+    partitions: usize,
+    /// One of the broker's own, and not this client's to write to.
+    is_guarded: bool,
+    rules: Rules,
+}
+
+impl Known {
+    fn find(shard: &Shard, frame: &Request, topic: &TopicProduceData<'_>) -> Option<Known> {
+        let image = shard.image();
+        let known = match frame.version >= TOPIC_ID_VERSION {
+            true => image.topic_by_id(TopicId(topic.topic_id))?,
+            false => image.topic(topic.name)?,
         };
-        match checked {
-            Ok((topic, header, batch)) => {
-                let partition = PartitionId { topic, partition: data.index };
-                shard.add_part(call, data.index, partition, header, batch);
+        Some(Known {
+            id: known.id,
+            partitions: known.partitions.len(),
+            is_guarded: is_internal_topic(&known.name) && frame.client_id() != ADMIN_CLIENT,
+            rules: Rules::of(&shard.log_config(known.id, &known.name), frame.version),
+        })
+    }
+}
+
+/// For each partition that a topic of a request names, what there is to do.
+fn resolve<'a>(
+    shard: &Shard,
+    frame: &'a Request,
+    topic: &'a TopicProduceData<'a>,
+    refusal: Option<&'a Outcome>,
+) -> impl Iterator<Item = (i32, Part)> + use<'a> {
+    let known = Known::find(shard, frame, topic);
+    let unknown = match frame.version >= TOPIC_ID_VERSION {
+        true => ErrorCode::UnknownTopicId,
+        false => ErrorCode::UnknownTopicOrPartition,
+    };
+    topic.partition_data.iter().map(move |data| {
+        let refused = |error| Part::Refused(Outcome::error(error));
+        let part = match (refusal, &known) {
+            (Some(refusal), _) => Part::Refused(refusal.clone()),
+            (None, None) => refused(unknown),
+            (None, Some(known)) if known.is_guarded => refused(ErrorCode::InvalidTopicException),
+            (None, Some(known))
+                if usize::try_from(data.index).is_ok_and(|index| index < known.partitions) =>
+            {
+                let records = data.records.map_or(Bytes::new(), |records| frame.share(records));
+                let partition = PartitionId { topic: known.id, partition: data.index };
+                Part::Batch { partition, records, rules: known.rules }
             }
-            Err(outcome) => shard.add_refused(call, data.index, outcome),
+            (None, Some(_)) => refused(ErrorCode::UnknownTopicOrPartition),
+        };
+        (data.index, part)
+    })
+}
+
+impl Part {
+    /// Checks the batch against its topic's settings, opening it to so many bytes at most. Also says how many it took.
+    fn check(self, opened_bytes_max: usize) -> (Result<Batch, Outcome>, usize) {
+        let (partition, records, mut rules) = match self {
+            Part::Refused(outcome) => return (Err(outcome), 0),
+            Part::Batch { partition, records, rules } => (partition, records, rules),
+        };
+        rules.check.decompressed_bytes_max = rules.check.decompressed_bytes_max.min(opened_bytes_max);
+        let opens = rules.opens(&records);
+        match batch::check(&records, &rules.check) {
+            Ok(checked) => {
+                let batch = rules.admit(records, &checked);
+                let batch = batch.map(|(header, bytes)| Batch { partition, header, bytes });
+                (batch, checked.opened_bytes)
+            }
+            Err(error) => {
+                let outcome = Outcome {
+                    records_at_fault: records_at_fault(&records, &rules.check, &error),
+                    ..Outcome::error_because(error.error_code(), error.to_string())
+                };
+                (Err(outcome), if opens { rules.check.decompressed_bytes_max } else { 0 })
+            }
         }
     }
 }
 
-/// Checks one partition's records against its topic's settings.
-fn check(records: Bytes, config: &LogConfig, version: i16) -> Result<(BatchHeader, Bytes), Outcome> {
-    let rules = CheckRules {
-        batch_bytes_max: config.max_message_bytes as usize,
-        zstd_allowed: version >= ZSTD_VERSION,
-        keys_required: config.cleanup_policy.compact,
-        // What is compressed again is opened, and looked at.
-        open_compressed: config.compression_type.is_some(),
-        ..CheckRules::default()
-    };
-    let checked = batch::check(&records, &rules).map_err(|error| Outcome {
-        records_at_fault: records_at_fault(&records, &rules, &error),
-        ..Outcome::error_because(error.error_code(), error.to_string())
-    })?;
-    if checked.header.is_transactional() {
-        return Err(Outcome::error_because(ErrorCode::InvalidRequest, "transactions are not served"));
+impl Rules {
+    fn of(config: &LogConfig, version: i16) -> Rules {
+        let check = CheckRules {
+            batch_bytes_max: config.max_message_bytes as usize,
+            zstd_allowed: version >= ZSTD_VERSION,
+            keys_required: config.cleanup_policy.compact,
+            // What is compressed again is opened, and looked at.
+            open_compressed: config.compression_type.is_some(),
+            ..CheckRules::default()
+        };
+        let now = runtime::now_ms();
+        let from = now.saturating_sub(config.message_timestamp_before_max_ms);
+        let to = now.saturating_add(config.message_timestamp_after_max_ms);
+        let timestamps = (config.message_timestamp_type == TimestampType::CreateTime).then_some((from, to));
+        Rules { check, codec: config.compression_type, timestamps }
     }
-    check_timestamps(&checked, config)?;
-    let codec = config.compression_type.filter(|codec| checked.header.compression() != Ok(*codec));
-    let is_timestamp_wrong = checked.max_timestamp != checked.header.max_timestamp;
-    if codec.is_none() && !is_timestamp_wrong {
-        return Ok((checked.header, records));
+
+    /// Whether some batches are opened or compressed, which takes time.
+    fn may_open(&self) -> bool {
+        self.check.opens_compressed()
     }
-    // Changed in a copy, as Kafka does: what the topic asks for, and the producer's word on its highest timestamp.
-    let refused = |error: BatchError| Outcome::error_because(error.error_code(), error.to_string());
-    let mut changed = match codec {
-        Some(codec) => batch::recompress(&records, codec, rules.decompressed_bytes_max).map_err(refused)?,
-        None => records.to_vec(),
-    };
-    if changed.len() > rules.batch_bytes_max {
-        return Err(refused(BatchError::TooLarge { size: changed.len(), max: rules.batch_bytes_max }));
+
+    /// Whether this one is.
+    fn opens(&self, records: &[u8]) -> bool {
+        let recompresses = self.codec.is_some_and(|codec| codec != Compression::None);
+        recompresses || self.may_open() && is_compressed(records)
     }
-    if is_timestamp_wrong {
-        batch::set_max_timestamp(&mut changed, checked.max_timestamp);
+
+    /// What enters the log of a batch that is sound.
+    fn admit(&self, records: Bytes, checked: &Checked) -> Result<(BatchHeader, Bytes), Outcome> {
+        if checked.header.is_transactional() {
+            return Err(Outcome::error_because(ErrorCode::InvalidRequest, "transactions are not served"));
+        }
+        self.check_timestamps(checked)?;
+        let codec = self.codec.filter(|codec| checked.header.compression() != Ok(*codec));
+        let is_timestamp_wrong = checked.max_timestamp != checked.header.max_timestamp;
+        if codec.is_none() && !is_timestamp_wrong {
+            return Ok((checked.header, records));
+        }
+        // Changed in a copy, as Kafka does: what the topic asks for, and the producer's word on its highest timestamp.
+        let refused = |error: BatchError| Outcome::error_because(error.error_code(), error.to_string());
+        let mut changed = match codec {
+            Some(codec) => {
+                batch::recompress(&records, codec, self.check.decompressed_bytes_max).map_err(refused)?
+            }
+            None => records.to_vec(),
+        };
+        if changed.len() > self.check.batch_bytes_max {
+            return Err(refused(BatchError::TooLarge {
+                size: changed.len(),
+                max: self.check.batch_bytes_max,
+            }));
+        }
+        if is_timestamp_wrong {
+            batch::set_max_timestamp(&mut changed, checked.max_timestamp);
+        }
+        let header = BatchHeader::parse(&changed).map_err(refused)?;
+        Ok((header, Bytes::from(changed)))
     }
-    let header = BatchHeader::parse(&changed).map_err(refused)?;
-    Ok((header, Bytes::from(changed)))
+
+    /// `message.timestamp.before.max.ms` and `message.timestamp.after.max.ms` (KIP-937).
+    fn check_timestamps(&self, checked: &Checked) -> Result<(), Outcome> {
+        let Some((earliest, latest)) = self.timestamps.filter(|_| checked.max_timestamp >= 0) else {
+            return Ok(());
+        };
+        let wrong = [checked.min_timestamp, checked.max_timestamp]
+            .into_iter()
+            .find(|timestamp| *timestamp >= 0 && !(earliest..=latest).contains(timestamp));
+        match wrong {
+            None => Ok(()),
+            Some(timestamp) => Err(Outcome::error_because(
+                ErrorCode::InvalidTimestamp,
+                format!(
+                    "Timestamp {timestamp} of message with offset 0 is out of range. The timestamp should be within \
+                     [{earliest}, {latest}]"
+                ),
+            )),
+        }
+    }
+}
+
+/// Whether what may be a batch says that it is compressed. Whatever is wrong with it, the check finds.
+fn is_compressed(records: &[u8]) -> bool {
+    BatchHeader::parse(records).is_ok_and(|header| header.compression() != Ok(Compression::None))
 }
 
 /// The index of each record that is why the batch is refused: clients say of those what is wrong, and of the others
@@ -151,29 +329,6 @@ fn records_at_fault(records: &[u8], rules: &CheckRules, error: &BatchError) -> V
         .filter(|(_, record)| record.as_ref().is_ok_and(|record| record.key.is_none()))
         .map(|(at, _)| at)
         .collect()
-}
-
-/// `message.timestamp.before.max.ms` and `message.timestamp.after.max.ms` (KIP-937).
-fn check_timestamps(checked: &Checked, config: &LogConfig) -> Result<(), Outcome> {
-    if config.message_timestamp_type == TimestampType::LogAppendTime || checked.max_timestamp < 0 {
-        return Ok(());
-    }
-    let now = runtime::now_ms();
-    let earliest = now.saturating_sub(config.message_timestamp_before_max_ms);
-    let latest = now.saturating_add(config.message_timestamp_after_max_ms);
-    let wrong = [checked.min_timestamp, checked.max_timestamp]
-        .into_iter()
-        .find(|timestamp| *timestamp >= 0 && !(earliest..=latest).contains(timestamp));
-    match wrong {
-        None => Ok(()),
-        Some(timestamp) => Err(Outcome::error_because(
-            ErrorCode::InvalidTimestamp,
-            format!(
-                "Timestamp {timestamp} of message with offset 0 is out of range. The timestamp should be within \
-                 [{earliest}, {latest}]"
-            ),
-        )),
-    }
 }
 
 /// All parts are settled: answers, or, without acks, closes the connection when anything was refused.

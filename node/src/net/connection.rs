@@ -74,6 +74,11 @@ pub(crate) struct Connection {
     pub(super) partial: RefCell<BytesMut>,
     /// `partial` holds whole frames, left there by a pause.
     pub(super) backlog: Cell<bool>,
+    /// Bytes of `partial`, as the shard's intake counts them, and since when there are any.
+    pub(super) unfinished_bytes: Cell<usize>,
+    pub(super) unfinished_since: Cell<Duration>,
+    /// Waits for memory to take more of a frame.
+    pub(super) starved: Cell<bool>,
     /// The last frame was larger than what is received at once.
     pub(super) large: Cell<bool>,
     output: RefCell<Output>,
@@ -134,6 +139,9 @@ impl Connection {
             socket,
             partial: RefCell::default(),
             backlog: Cell::new(false),
+            unfinished_bytes: Cell::new(0),
+            unfinished_since: Cell::new(now),
+            starved: Cell::new(false),
             large: Cell::new(false),
             output: RefCell::default(),
             closed: Cell::new(false),
@@ -220,6 +228,7 @@ impl Connection {
     pub(super) fn may_read(&self) -> bool {
         let output = self.output.borrow();
         self.held.get() == 0
+            && !self.starved.get()
             && output.places.len() < REQUESTS_IN_FLIGHT_MAX
             && (output.places.len() < REQUESTS_IN_FLIGHT_MIN
                 || self.in_flight_bytes.get() < IN_FLIGHT_BYTES_PAUSE)

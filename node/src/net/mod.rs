@@ -15,6 +15,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod connection;
+mod intake;
 pub(crate) mod response;
 
 use std::cell::{Cell, RefCell};
@@ -27,7 +28,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use flumen_wire::frame;
-use rustix::event::epoll;
+use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 use slab::Slab;
@@ -35,12 +36,17 @@ use slab::Slab;
 use crate::sys;
 use admission::Admission;
 use connection::{Connection, ConnectionKey, Interest, Place, Sent};
+use intake::Intake;
 use response::Response;
 
 /// Sockets served in one turn; the rest are ready still in the next.
 const EVENTS_PER_TURN: usize = 256;
 /// Bytes taken from one socket in one turn, so that one busy peer does not hold up the others.
 const BYTES_PER_TURN: usize = 1 << 20;
+/// Bytes taken from all sockets in one turn, before groups are formed and answers leave.
+const BYTES_PER_TURN_MAX: u64 = 8 << 20;
+/// Connections whose pause is over that are served in one flush.
+const RESUMED_PER_FLUSH: usize = 64;
 /// Memory that small frames are received into, shared by all connections of the shard.
 const ARENA_BYTES: usize = 256 << 10;
 /// Least room for one receive.
@@ -54,6 +60,7 @@ const GRANT_BYTES_MIN: usize = 64 << 10;
 /// The part of what is left for unread responses that one may take.
 const GRANT_SHARE: usize = 4;
 const LISTENER: u64 = u64::MAX;
+const RESUMED: u64 = u64::MAX - 1;
 
 /// Limits of the listener, from the broker's settings.
 #[derive(Clone, Debug)]
@@ -66,6 +73,8 @@ pub(crate) struct NetLimits {
     pub(crate) idle_max: Duration,
     /// Response bytes that peers who do not read may pin in this shard.
     pub(crate) unsent_bytes_max: usize,
+    /// Bytes of requests of this shard that have not arrived whole.
+    pub(crate) unfinished_bytes_max: usize,
 }
 
 /// What a handler wants done with the connection after a frame.
@@ -102,12 +111,18 @@ pub(crate) struct Net {
     arena: RefCell<BytesMut>,
     /// Connections with something to send, or whose pause may be over.
     listed: RefCell<Vec<Rc<Connection>>>,
+    /// Connections whose pause is over, left for the next turn, and what makes that come.
+    resumed: RefCell<Vec<Rc<Connection>>>,
+    resumed_event: OwnedFd,
+    /// What is ready, and how many of that have been served.
     events: RefCell<Vec<epoll::Event>>,
+    served: Cell<usize>,
     counters: RefCell<NetCounters>,
     accepting: Cell<bool>,
     /// The listener is watched: not while descriptors are short.
     listening: Cell<bool>,
     now: Cell<Duration>,
+    intake: Intake,
     /// Response bytes of all connections that have not left.
     unsent_bytes: Cell<usize>,
     /// What responses may bring that are being made.
@@ -131,6 +146,7 @@ impl Net {
     pub(crate) fn new(listener: OwnedFd, limits: NetLimits) -> io::Result<Net> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         let net = Net {
+            intake: Intake::new(limits.unfinished_bytes_max),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             listener,
             limits,
@@ -138,7 +154,10 @@ impl Net {
             generation: Cell::new(0),
             arena: RefCell::default(),
             listed: RefCell::default(),
+            resumed: RefCell::default(),
+            resumed_event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             events: RefCell::new(Vec::with_capacity(EVENTS_PER_TURN)),
+            served: Cell::new(0),
             counters: RefCell::default(),
             accepting: Cell::new(true),
             listening: Cell::new(false),
@@ -146,6 +165,12 @@ impl Net {
             unsent_bytes: Cell::default(),
             granted_bytes: Cell::default(),
         };
+        epoll::add(
+            &net.epoll,
+            &net.resumed_event,
+            epoll::EventData::new_u64(RESUMED),
+            epoll::EventFlags::IN,
+        )?;
         net.listen()?;
         Ok(net)
     }
@@ -159,42 +184,58 @@ impl Net {
         NetCounters { open: self.connections.borrow().len() as u64, ..*self.counters.borrow() }
     }
 
-    /// Serves every socket that is ready, without waiting.
+    /// Serves the sockets that are ready, without waiting: all of them, or as many as are a fair turn. The others are first
+    /// in the next.
     pub(crate) fn turn(&self, now: Duration, requests: &impl Requests) {
         self.now.set(now);
         let mut events = self.events.take();
+        if self.served.get() == events.len() {
+            self.served.set(0);
+            self.poll(&mut events);
+        }
+        let began = self.counters.borrow().bytes_in;
+        for event in &events[self.served.get()..] {
+            if self.counters.borrow().bytes_in - began >= BYTES_PER_TURN_MAX {
+                break;
+            }
+            self.served.set(self.served.get() + 1);
+            self.serve(event, requests);
+        }
+        self.events.replace(events);
+        self.flush(requests);
+    }
+
+    fn poll(&self, events: &mut Vec<epoll::Event>) {
         events.clear();
         let poll = epoll::wait(
             &self.epoll,
-            rustix::buffer::spare_capacity(&mut events),
+            rustix::buffer::spare_capacity(events),
             Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }),
         );
         match poll {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => panic!("epoll_wait on our own descriptor: {error}"),
         }
-        for event in &events {
-            let flags = event.flags;
-            let data = event.data.u64();
-            if data == LISTENER {
-                self.accept(requests);
-                continue;
-            }
-            let key = ConnectionKey::from_u64(data);
-            let Some(connection) = self.connection(key) else { continue };
-            if flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
-                self.close(&connection);
-                continue;
-            }
-            if flags.contains(epoll::EventFlags::OUT) {
-                self.list(&connection);
-            }
-            if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP) {
-                self.receive(&connection, requests);
+    }
+
+    fn serve(&self, event: &epoll::Event, requests: &impl Requests) {
+        let flags = event.flags;
+        match event.data.u64() {
+            LISTENER => self.accept(requests),
+            RESUMED => self.take_resumed(),
+            data => {
+                let Some(connection) = self.connection(ConnectionKey::from_u64(data)) else { return };
+                if flags.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
+                    return self.close(&connection);
+                }
+                if flags.contains(epoll::EventFlags::OUT) {
+                    self.list(&connection);
+                }
+                if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP) {
+                    self.receive(&connection, requests);
+                }
             }
         }
-        self.events.replace(events);
-        self.flush(requests);
     }
 
     /// Answers a request. The bytes leave with the next [`Net::flush`].
@@ -234,6 +275,7 @@ impl Net {
 
     /// Sends what is ready, and starts or stops reading where that has become right.
     pub(crate) fn flush(&self, requests: &impl Requests) {
+        let mut resumed = 0;
         loop {
             let Some(connection) = self.listed.borrow_mut().pop() else { return };
             connection.listed.set(false);
@@ -253,10 +295,32 @@ impl Net {
                 continue;
             }
             if connection.backlog.get() && connection.may_read() {
-                self.receive(&connection, requests);
+                // A peer that sends and takes without a pause would keep this loop going.
+                if resumed < RESUMED_PER_FLUSH {
+                    resumed += 1;
+                    self.receive(&connection, requests);
+                } else {
+                    self.resume_later(connection);
+                }
                 continue;
             }
             self.watch(&connection, Interest { read: connection.may_read(), write: sent == Sent::Blocked });
+        }
+    }
+
+    fn resume_later(&self, connection: Rc<Connection>) {
+        let mut resumed = self.resumed.borrow_mut();
+        resumed.push(connection);
+        if resumed.len() == 1 {
+            // Only a counter that is full could refuse.
+            let _ = rustix::io::write(&self.resumed_event, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn take_resumed(&self) {
+        let _ = rustix::io::read(&self.resumed_event, &mut [0; 8]);
+        for connection in self.resumed.take() {
+            self.list(&connection);
         }
     }
 
@@ -302,19 +366,25 @@ impl Net {
         }
     }
 
-    /// Closes connections that have been idle for too long, and, when peers that do not read pin too much
-    /// memory, those of them that have stood still the longest. Called now and then.
+    /// Closes connections that have been idle for too long, that take too long over a request while others wait for its
+    /// memory, and, when peers that do not read pin too much, those of them that have stood still the longest. Called now
+    /// and then.
     pub(crate) fn sweep(&self, now: Duration, requests: &impl Requests) {
         self.now.set(now);
         // Where the kernel is short of memory, the next sweep tries again.
         let _ = self.listen();
         let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
+        let is_memory_awaited = self.intake.is_awaited();
         let mut unsent: usize = 0;
         let mut stuck = Vec::new();
         for connection in all {
             let idle = now.saturating_sub(connection.last_active.get());
             let pinned = connection.unsent_bytes();
             if idle > self.limits.idle_max && connection.requests_in_flight() == 0 {
+                self.close(&connection);
+            } else if is_memory_awaited && Intake::is_overdue(&connection, now) {
+                requests
+                    .complain(connection.peer, "closed: its request does not arrive, and memory is short");
                 self.close(&connection);
             } else if pinned > 0 {
                 unsent += pinned;
@@ -338,6 +408,7 @@ impl Net {
         connection.discard_output();
         connection.ring();
         *connection.partial.borrow_mut() = BytesMut::new();
+        self.let_go(connection);
         for parked in connection.parked.take() {
             parked.wake();
         }
@@ -349,6 +420,13 @@ impl Net {
         self.limits.admission.leave();
         // Its descriptor may be what was missing; else a sweep tries again.
         let _ = self.listen();
+    }
+
+    /// A connection holds no part of a frame any more: others may have its memory.
+    fn let_go(&self, connection: &Connection) {
+        for waiting in self.intake.let_go(connection) {
+            self.list(&waiting);
+        }
     }
 
     fn connection(&self, key: ConnectionKey) -> Option<Rc<Connection>> {
@@ -426,9 +504,12 @@ impl Net {
         while taken < BYTES_PER_TURN && connection.may_read() && !connection.closed.get() {
             let outcome = if connection.backlog.take() {
                 let bytes = connection.partial.take().freeze();
+                self.let_go(connection);
                 self.cut_frames(connection, bytes, requests).map(|()| Received { bytes: 0, drained: false })
             } else if connection.partial.borrow().is_empty() {
                 self.receive_frames(connection, requests)
+            } else if !self.intake.may_take(connection) {
+                break;
             } else {
                 self.receive_rest(connection, requests)
             };
@@ -461,7 +542,8 @@ impl Net {
             if arena.capacity() < RECEIVE_BYTES {
                 *arena = BytesMut::with_capacity(ARENA_BYTES);
             }
-            let room = if connection.large.take() { HEAD_BYTES } else { arena.capacity() };
+            let head_only = connection.large.take() || self.intake.is_short();
+            let room = if head_only { HEAD_BYTES } else { arena.capacity() };
             let received = receive_into(connection, &mut arena, room)?;
             (arena.split_to(received).freeze(), room)
         };
@@ -480,9 +562,11 @@ impl Net {
         }
         let room = missing.min(partial.capacity() - partial.len());
         let bytes = receive_into(connection, &mut partial, room)?;
+        self.intake.hold(connection, bytes, self.now.get());
         let whole = bytes == missing && wanted > frame::PREFIX_LEN;
         if whole {
             connection.large.set(wanted > RECEIVE_BYTES);
+            self.let_go(connection);
             self.cut_frames(connection, partial.freeze(), requests)?;
         } else {
             connection.partial.replace(partial);
@@ -511,6 +595,7 @@ impl Net {
             // In memory of its own, so that the arena is not pinned.
             let mut partial = BytesMut::with_capacity(wanted.min(FRAME_BYTES_AT_ONCE).max(bytes.len()));
             partial.extend_from_slice(&bytes);
+            self.intake.hold(connection, partial.len(), self.now.get());
             connection.partial.replace(partial);
             connection.backlog.set(whole);
             break;

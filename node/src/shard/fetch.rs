@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use flumen_core::types::{LeaderEpoch, Offset, PartitionId, ShardId};
+use flumen_storage::disk::Buffer as _;
 use flumen_storage::{ReadOutcome, Slot};
 use flumen_wire::ErrorCode;
 
@@ -146,12 +147,48 @@ impl<R> PartitionRead<R> {
     }
 }
 
-pub(crate) type Slice = flumen_storage::Slice<disk::Buffer>;
+/// The part of a buffer from which on it is worth holding for as long as a peer takes to read: less is copied, so that
+/// what responses pin is what they bring, within this factor.
+const SHARED_PART: usize = 4;
 
-impl Payload for Slice {
+type Slice = flumen_storage::Slice<disk::Buffer>;
+
+/// Whole batches, in order.
+pub(crate) enum RecordBytes {
+    /// Where the cache or a disk read has them.
+    Shared(Slice),
+    /// One or more slices that were small parts of their buffers.
+    Copied(Box<[u8]>),
+}
+
+impl Payload for RecordBytes {
     fn bytes(&self) -> &[u8] {
-        self.as_slice()
+        match self {
+            RecordBytes::Shared(slice) => slice.as_slice(),
+            RecordBytes::Copied(bytes) => bytes,
+        }
     }
+}
+
+/// Copies what would pin much more than it brings, runs of it into one.
+fn record_bytes(slices: Vec<Slice>) -> Vec<RecordBytes> {
+    let mut found = Vec::with_capacity(slices.len());
+    let mut small: Vec<u8> = Vec::new();
+    let end_run = |small: &mut Vec<u8>, found: &mut Vec<RecordBytes>| {
+        if !small.is_empty() {
+            found.push(RecordBytes::Copied(std::mem::take(small).into_boxed_slice()));
+        }
+    };
+    for slice in slices {
+        if slice.len() * SHARED_PART < slice.buffer().as_slice().len() {
+            small.extend_from_slice(slice.as_slice());
+        } else {
+            end_run(&mut small, &mut found);
+            found.push(RecordBytes::Shared(slice));
+        }
+    }
+    end_run(&mut small, &mut found);
+    found
 }
 
 impl Payload for Lent {
@@ -233,7 +270,7 @@ impl Shard {
         wants: &[Want],
         bytes_max: usize,
         wait: Option<Wait>,
-    ) -> Vec<PartitionRead<Slice>> {
+    ) -> Vec<PartitionRead<RecordBytes>> {
         let mut found = 0;
         let mut reads = Vec::with_capacity(wants.len());
         for want in wants {
@@ -256,10 +293,12 @@ impl Shard {
         reads
             .into_iter()
             .map(|read| {
-                read.map(|slice| {
-                    self.lender
+                read.map(|bytes| match bytes {
+                    RecordBytes::Shared(slice) => self
+                        .lender
                         .lend(slice.buffer(), slice.range())
-                        .unwrap_or_else(|| Lent::copied(slice.as_slice()))
+                        .unwrap_or_else(|| Lent::owned(slice.as_slice().into())),
+                    RecordBytes::Copied(bytes) => Lent::owned(bytes),
                 })
             })
             .collect()
@@ -271,7 +310,7 @@ impl Shard {
         bytes_max: usize,
         found: usize,
         wait: Option<Wait>,
-    ) -> PartitionRead<Slice> {
+    ) -> PartitionRead<RecordBytes> {
         let Some(slot) = self.engine.partition(&want.partition) else {
             return PartitionRead::error(ErrorCode::UnknownTopicOrPartition);
         };
@@ -289,7 +328,7 @@ impl Shard {
                 Ok(ReadOutcome::Cached { slices, is_part }) => {
                     read.len = slices.len();
                     read.is_part = is_part && found + read.len > 0;
-                    read.records = slices.into_vec();
+                    read.records = record_bytes(slices.into_vec());
                     self.watch(slot, found + read.len, wait);
                 }
                 Ok(ReadOutcome::Empty) => self.watch(slot, found, wait),
@@ -301,7 +340,7 @@ impl Shard {
                     match self.engine.read_disk(disk_read).await {
                         Ok(slices) => {
                             read.len = slices.len();
-                            read.records = slices.into_vec();
+                            read.records = record_bytes(slices.into_vec());
                             read.is_part = read.len > 0;
                         }
                         Err(error) => {

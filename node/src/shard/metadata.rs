@@ -48,6 +48,8 @@ impl Shard {
         self: &Rc<Self>,
         decide: impl FnOnce(&Controller<'_>) -> Result<Decision<R>, Refused> + Send + 'static,
     ) -> Result<R, Refused> {
+        // One after the other they are carried out: those that wait do it here, not in the other shard's mail.
+        let _turn = self.deciding.lock().await;
         let decide: Decide<R> = Box::new(decide);
         let decided = self.ask(CONTROLLER, |controller| async move { controller.carry_out(decide).await });
         decided.await.unwrap_or_else(|| Err(refused(ErrorCode::NotController, "the node is stopping")))

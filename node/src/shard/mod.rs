@@ -38,6 +38,7 @@ use flumen_storage::{
     CompactionRun, Engine, EngineSettings, JournalFileInfo, RecoveredPartition, Sink, Slot,
 };
 use flumen_wire::ErrorCode;
+use futures_util::lock::Mutex;
 
 use crate::admin;
 use crate::disk::{Buffer, GlommioDisk};
@@ -62,6 +63,8 @@ const LENT_MAX: usize = 65_536;
 const COMPLAINTS_EVERY: Duration = Duration::from_secs(1);
 /// The part of `--memory` that responses may pin which nobody reads.
 const UNSENT_SHARE: u64 = 4;
+/// The part of `--memory` that requests may take which have not arrived whole.
+const UNFINISHED_SHARE: u64 = 8;
 /// How long a fetch session is safe from others that want its slot; Kafka's.
 const SESSION_EVICTION_MS: u64 = 120_000;
 /// How often connections are looked at for idleness.
@@ -95,6 +98,8 @@ pub(crate) struct Shard {
     lacks_partitions: Cell<bool>,
     /// On the controller's shard alone.
     controller: Option<ControllerLog>,
+    /// Held by the task of this shard whose decision is under way.
+    deciding: Mutex<()>,
     image: RefCell<Arc<Image>>,
     config: RefCell<Rc<BrokerConfig>>,
     /// Settings of topics, resolved when first asked for; emptied by each new image.
@@ -152,6 +157,7 @@ pub(crate) async fn run(
         admission: Arc::clone(&facts.admission),
         idle_max: config.connections_max_idle_ms.map_or(Duration::MAX, Duration::from_millis),
         unsent_bytes_max: (facts.config.memory / UNSENT_SHARE) as usize / count,
+        unfinished_bytes_max: (facts.config.memory / UNFINISHED_SHARE) as usize / count,
     };
     facts.admission.set_max(config.max_connections);
     let session_slots = (config.max_incremental_fetch_session_cache_slots as usize).div_ceil(count);
@@ -167,6 +173,7 @@ pub(crate) async fn run(
         stopping: Cell::new(false),
         lacks_partitions: Cell::new(false),
         controller,
+        deciding: Mutex::new(()),
         image: RefCell::new(image),
         config: RefCell::new(config),
         log_configs: RefCell::default(),

@@ -98,7 +98,7 @@ impl<B: Stable> Drop for Lender<B> {
     }
 }
 
-/// Bytes of another shard's buffer (or owned ones: [`Lent::copied`]). Dropping it, on any thread, gives them back.
+/// Bytes of another shard's buffer (or owned ones: [`Lent::owned`]). Dropping it, on any thread, gives them back.
 pub struct Lent {
     address: NonNull<u8>,
     len: usize,
@@ -113,9 +113,8 @@ unsafe impl Send for Lent {}
 unsafe impl Sync for Lent {}
 
 impl Lent {
-    /// A copy, for where lending is not possible.
-    pub fn copied(bytes: &[u8]) -> Lent {
-        let bytes: Box<[u8]> = bytes.into();
+    /// Bytes of its own: a copy, for where lending is not possible or not worth it.
+    pub fn owned(bytes: Box<[u8]>) -> Lent {
         let len = bytes.len();
         // SAFETY: the pointer of a box is never null.
         let address = unsafe { NonNull::new_unchecked(Box::into_raw(bytes).cast::<u8>()) };
@@ -146,7 +145,7 @@ impl Drop for Lent {
                 let pushed = returned.push(token);
                 debug_assert!(pushed.is_ok(), "no more tokens are out than the queue has room for");
             }
-            // SAFETY: made by `copied` from a box of exactly this slice, and taken back once.
+            // SAFETY: made by `owned` from a box of exactly this slice, and taken back once.
             None => drop(unsafe {
                 Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.address.as_ptr(), self.len))
             }),
@@ -223,7 +222,7 @@ mod tests {
         assert!(held[0].is_some() && held[1].is_some() && held[2].is_none());
         drop(held);
         assert!(lender.lend(&buffer, 0..1).is_some());
-        assert_eq!(&*Lent::copied(b"own"), b"own");
-        assert_eq!(&*Lent::copied(b""), b"");
+        assert_eq!(&*Lent::owned(b"own".as_slice().into()), b"own");
+        assert_eq!(&*Lent::owned(b"".as_slice().into()), b"");
     }
 }

@@ -94,6 +94,8 @@ pub(crate) struct State<D: Disk, T> {
     pub(crate) checkpoint_again: Option<Duration>,
     /// Directories of deleted partitions, and when they go.
     pub(crate) graves: Vec<(Duration, String)>,
+    /// Segments that retention gave up, to be removed: the partition's slot, and the path without its extension.
+    pub(crate) removals: VecDeque<(Slot, String)>,
     /// Why the engine cannot go on, seen outside the commit loop.
     pub(crate) fault: Option<EngineFault>,
     /// What reads found wrong, not fetched yet.
@@ -126,6 +128,7 @@ pub struct Engine<D: Disk, T: 'static> {
     pub(crate) bulk_work: Signal,
     pub(crate) space_work: Signal,
     pub(crate) upkeep: Signal,
+    pub(crate) removal_work: Signal,
     /// Wakes compaction.
     pub(crate) compaction_work: Signal,
     pub(crate) compaction_settings: RefCell<CompactionSettings>,
@@ -270,6 +273,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 checkpoint_round_durable: 0,
                 checkpoint_again: None,
                 graves: Vec::new(),
+                removals: VecDeque::new(),
                 fault: None,
                 read_faults: Vec::new(),
                 metrics: EngineMetrics::default(),
@@ -282,6 +286,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             bulk_work: Signal::default(),
             space_work: Signal::default(),
             upkeep: Signal::default(),
+            removal_work: Signal::default(),
             compaction_work: Signal::default(),
             progress: Progress::default(),
         })
@@ -537,12 +542,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     pub fn end_offset_for_epoch(&self, slot: Slot, epoch: LeaderEpoch) -> Option<EpochEnd> {
         let state = self.state.borrow();
         let partition = state.get(slot)?;
-        // While nobody wrote under the newest epoch, its end is the log's end all the same.
-        if epoch == partition.leader_epoch && partition.epochs.latest().is_none_or(|last| last.epoch < epoch)
-        {
-            return Some((epoch, partition.high_watermark));
-        }
-        partition.epochs.end_offset_for(epoch, partition.high_watermark)
+        partition.epochs.end_offset_for(epoch, partition.leader_epoch, partition.high_watermark)
     }
 
     /// The epoch under which the record at `offset` was written.

@@ -8,7 +8,6 @@ use flumen_core::log::Log;
 use flumen_core::producer::ProducerTable;
 use flumen_core::types::{LeaderEpoch, Offset, PartitionId, Timestamp};
 use flumen_wire::ErrorCode;
-use flumen_wire::batch::Batches;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
@@ -18,14 +17,11 @@ use crate::disk::{Disk, OpenMode};
 use crate::engine::{Engine, Life};
 use crate::partition::{Note, Partition, segment_path};
 use crate::recover::RecoveredPartition;
-use crate::segment::{Found, SegmentError, SegmentView};
+use crate::segment::{Found, SegmentError, SegmentView, first_record};
 use crate::slices::Slices;
 
 /// A record found by its timestamp.
 pub type FoundRecord = (Offset, Timestamp, LeaderEpoch);
-
-/// Bytes that one compressed batch may open to when it is searched by time.
-const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
 
 impl<D: Disk, T: 'static> Engine<D, T> {
     /// Runs the commit loop and what belongs to it, until [`stop`](Self::stop) is done (`Ok`) or the engine cannot go
@@ -138,7 +134,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 let state = self.state.borrow();
                 let Some(partition) = state.get(slot) else { return Ok(()) };
                 let busy = partition.writers.iter().any(|writer| writer.is_busy());
-                let busy = busy || partition.compaction.running || partition.tended;
+                let busy = busy || partition.compaction.running || partition.tended > 0;
                 if partition.dropped && !busy && !partition.allocating && !partition.bulk_writing() {
                     break;
                 }
@@ -164,7 +160,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.disk.sync_directory("").await.map_err(failed)?;
         let at = self.disk.monotonic() + Duration::from_millis(delay);
         self.state.borrow_mut().graves.push((at, grave));
-        self.upkeep.notify();
+        self.removal_work.notify();
         Ok(())
     }
 
@@ -349,7 +345,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 }
             }
             if !self.is_filled_past(slot, end)? {
-                return self.search_cache(slot, |at| at >= timestamp.0);
+                return self.search_cache(slot, timestamp).await;
             }
             // What lay in memory alone lies in a segment now.
             from = end;
@@ -390,7 +386,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             from = end;
         }
         let floor = best.map_or(-1, |(_, at, _)| at.0);
-        let cached = self.search_cache_max(slot, floor)?;
+        let cached = self.search_cache_max(slot, floor).await?;
         Ok(cached.or(best))
     }
 
@@ -418,29 +414,19 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         Ok(Views { segments, end: partition.filled.end })
     }
 
-    /// The first record in memory, past what is on disk, whose timestamp is accepted.
-    fn search_cache(
-        &self,
-        slot: Slot,
-        accept: impl Fn(i64) -> bool,
-    ) -> Result<Option<FoundRecord>, ReadError> {
-        let batches = self.unfilled_batches(slot, &accept)?;
-        for bytes in batches {
-            let Some(Ok(batch)) = Batches::new(&bytes).next() else { return Err(ReadError::Corrupt) };
-            let header = batch.header;
-            let records = batch.records(DECOMPRESSED_BYTES_MAX).map_err(|_| ReadError::Corrupt)?;
-            for record in &records {
-                let record = record.map_err(|_| ReadError::Corrupt)?;
-                if accept(record.timestamp) && record.offset >= self.log_start(slot)?.0 {
-                    let epoch = LeaderEpoch(header.partition_leader_epoch);
-                    return Ok(Some((Offset(record.offset), Timestamp(record.timestamp), epoch)));
-                }
+    /// The first record in memory, past what is on disk, whose timestamp is at least `timestamp`.
+    async fn search_cache(&self, slot: Slot, timestamp: Timestamp) -> Result<Option<FoundRecord>, ReadError> {
+        for batch in self.unfilled_batches(slot, timestamp)? {
+            let from = self.log_start(slot)?;
+            let found = first_record(&self.disk, &batch, timestamp, from).await;
+            if let Some(found) = found.map_err(|_| ReadError::Corrupt)? {
+                return Ok(Some(record(found)));
             }
         }
         Ok(None)
     }
 
-    fn search_cache_max(&self, slot: Slot, floor: i64) -> Result<Option<FoundRecord>, ReadError> {
+    async fn search_cache_max(&self, slot: Slot, floor: i64) -> Result<Option<FoundRecord>, ReadError> {
         let greatest = {
             let state = self.state.borrow();
             let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
@@ -452,21 +438,21 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             readable.map(|header| header.max_timestamp).max()
         };
         match greatest {
-            Some(greatest) if greatest > floor => self.search_cache(slot, |at| at == greatest),
+            Some(greatest) if greatest > floor => self.search_cache(slot, Timestamp(greatest)).await,
             _ => Ok(None),
         }
     }
 
-    /// Copies of batches that are in memory and not on disk, below the high watermark, whose greatest timestamp is
-    /// accepted.
-    fn unfilled_batches(&self, slot: Slot, accept: impl Fn(i64) -> bool) -> Result<Vec<Vec<u8>>, ReadError> {
+    /// Copies of batches that are in memory and not on disk, below the high watermark, whose greatest timestamp is at
+    /// least `timestamp`.
+    fn unfilled_batches(&self, slot: Slot, timestamp: Timestamp) -> Result<Vec<Vec<u8>>, ReadError> {
         let state = self.state.borrow();
         let Some(partition) = state.get(slot) else { return Err(ReadError::Gone) };
         let mut found = Vec::new();
         let readable = partition.log_start.0..partition.high_watermark.0;
         for chunk in partition.chunks.iter().filter(|chunk| chunk.base_offset >= partition.filled.end) {
             for (_, header) in chunk.headers() {
-                if readable.contains(&header.last_offset()) && accept(header.max_timestamp) {
+                if readable.contains(&header.last_offset()) && header.max_timestamp >= timestamp.0 {
                     let want = Want {
                         offset: Offset(header.base_offset),
                         below: partition.high_watermark,

@@ -1,6 +1,7 @@
 //! What happens behind the commit loop: fills, checkpoints, rolled segments closed, retention, journal files ready.
 //!
-//! One task, one thing at a time; it sleeps without a timer while nothing is dirty, but for the retention check.
+//! One task, one thing at a time; it sleeps without a timer while nothing is dirty, but for the retention check. Beside it
+//! files are removed, which may take long.
 //!
 //! ```text
 //!   checkpoint: fill what is durable ─▶ snapshot ─▶ sync segments, directories ─▶ write, sync, rename, sync directory
@@ -11,6 +12,7 @@
 //! freed only by a checkpoint that is durable; a segment is unlinked only when LOG_START is durable.
 
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -66,6 +68,11 @@ struct Fill<D: Disk> {
 impl<D: Disk, T: 'static> Engine<D, T> {
     /// Runs until the engine has stopped or is at fault.
     pub async fn run_maintenance(&self) {
+        // What is left of the removals then is done by the next start.
+        select(pin!(self.maintain()), pin!(self.remove_files())).await;
+    }
+
+    async fn maintain(&self) {
         let mut checkpoint_number = 0;
         let mut retention_at = self.disk.monotonic() + self.settings.retention_interval;
         loop {
@@ -88,8 +95,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if retention_due {
                 retention_at = self.disk.monotonic() + self.settings.retention_interval;
             }
-            self.retain(retention_due).await;
-            self.bury().await;
+            self.retain(retention_due);
             self.rest(retention_at).await;
         }
     }
@@ -105,11 +111,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if let Some(at) = state.checkpoint_again.or(due) {
                 until = until.min(at);
             }
-            if let Some(at) = state.graves.iter().map(|(at, _)| *at).min() {
-                until = until.min(at);
-            }
         }
-        let sleep = std::pin::pin!(self.disk.sleep(until.saturating_sub(now)));
+        let sleep = pin!(self.disk.sleep(until.saturating_sub(now)));
         select(self.upkeep.wait(), sleep).await;
     }
 
@@ -532,7 +535,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 }
                 left -= 1;
                 let view = partition.view(partition.log.segments().len() - 1, self.reader.era());
-                partition.tended = true;
+                partition.tended += 1;
                 (view, end.position)
             };
             let reached = self.reader.keep_index(&view, position, grown_min, INDEX_SCAN_BYTES_MAX).await;
@@ -553,7 +556,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     let mut state = self.state.borrow_mut();
                     state.get_mut(slot).and_then(|partition| {
                         let closable = partition.closable()?;
-                        partition.tended = true;
+                        partition.tended += 1;
                         Some((closable, partition.directory.clone()))
                     })
                 };
@@ -590,8 +593,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         state.slots().into_iter().filter(rolled).collect()
     }
 
-    /// Retention: log starts move up, and what lies below a durable log start is unlinked.
-    async fn retain(&self, due: bool) {
+    /// Retention: log starts move up, and what lies below a durable log start is to be removed.
+    fn retain(&self, due: bool) {
         let now_ms = self.disk.now_ms();
         let slots = self.state.borrow().slots();
         for slot in slots {
@@ -599,22 +602,18 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if due {
                 self.raise_log_start(slot, now_ms, early);
             }
-            let (directory, gone) = {
-                let mut state = self.state.borrow_mut();
-                let Some(partition) = state.get_mut(slot) else { continue };
-                let gone = partition.take_deletable(early);
-                if gone.is_empty() {
-                    continue;
-                }
-                partition.tended = true;
-                let directory = partition.directory.clone();
-                state.metrics.segments_deleted += gone.len() as u64;
-                (directory, gone)
-            };
-            for base in gone {
-                self.unlink(&segment_path(&directory, base)).await;
+            let mut guard = self.state.borrow_mut();
+            let state = &mut *guard;
+            let Some(partition) = state.get_mut(slot) else { continue };
+            let gone = partition.take_deletable(early);
+            if gone.is_empty() {
+                continue;
             }
-            self.tended(slot);
+            partition.tended += gone.len();
+            let directory = partition.directory.clone();
+            state.metrics.segments_deleted += gone.len() as u64;
+            state.removals.extend(gone.into_iter().map(|base| (slot, segment_path(&directory, base))));
+            self.removal_work.notify();
         }
     }
 
@@ -622,7 +621,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     /// be another's.
     fn tended(&self, slot: Slot) {
         if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
-            partition.tended = false;
+            partition.tended -= 1;
         }
         self.progress.notify();
     }
@@ -666,19 +665,37 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
     }
 
-    /// Removes directories of deleted partitions whose time has come.
-    async fn bury(&self) {
-        let now = self.disk.monotonic();
-        let due: Vec<String> = {
-            let mut state = self.state.borrow_mut();
-            let (due, later) = std::mem::take(&mut state.graves).into_iter().partition(|(at, _)| *at <= now);
-            state.graves = later;
-            let due: Vec<(Duration, String)> = due;
-            due.into_iter().map(|(_, path)| path).collect()
-        };
-        for path in due {
-            self.disk.remove_directory(&path).await.ok();
+    /// Removes segments that retention gave up, and directories of deleted partitions whose time has come; file by file, since
+    /// a large one takes long, and beside all else, since fills and checkpoints must not wait for it.
+    async fn remove_files(&self) {
+        loop {
+            let segment = self.state.borrow_mut().removals.pop_front();
+            if let Some((slot, path)) = segment {
+                self.unlink(&path).await;
+                self.tended(slot);
+                continue;
+            }
+            let now = self.disk.monotonic();
+            let next = self.state.borrow().graves.iter().min().cloned();
+            match next {
+                Some((at, directory)) if at <= now => {
+                    self.remove_directory(&directory).await;
+                    self.state.borrow_mut().graves.retain(|(_, grave)| *grave != directory);
+                }
+                Some((at, _)) => {
+                    select(self.removal_work.wait(), pin!(self.disk.sleep(at.saturating_sub(now)))).await;
+                }
+                None => self.removal_work.wait().await,
+            }
         }
+    }
+
+    /// What stays is removed at the next start.
+    async fn remove_directory(&self, directory: &str) {
+        for entry in self.disk.list(directory).await.unwrap_or_default() {
+            self.disk.remove_file(&format!("{directory}/{}", entry.name)).await.ok();
+        }
+        self.disk.remove_directory(directory).await.ok();
     }
 
     fn is_drained(&self) -> bool {

@@ -146,8 +146,8 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) relogging: Option<Lsn>,
     /// What checkpoints say of it while it is offline since recovery.
     pub(crate) frozen: Option<Box<Record>>,
-    /// Maintenance makes or removes files of it, by their names.
-    pub(crate) tended: bool,
+    /// So many files of it maintenance makes or removes, by their names.
+    pub(crate) tended: usize,
     /// What compaction has done, and does now.
     pub(crate) compaction: Compaction,
     /// It is being deleted; its DROP entry is durable.
@@ -213,7 +213,7 @@ impl<D: Disk, T> Partition<D, T> {
             relog: None,
             relogging: None,
             frozen: None,
-            tended: false,
+            tended: 0,
             compaction: Compaction::default(),
             deleting: false,
             dropped: false,

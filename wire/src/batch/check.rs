@@ -45,6 +45,13 @@ impl Default for CheckRules {
     }
 }
 
+impl CheckRules {
+    /// Whether compressed batches are opened, which takes far longer than all else.
+    pub fn opens_compressed(&self) -> bool {
+        self.open_compressed || self.keys_required
+    }
+}
+
 /// A batch that may enter a log, once its timestamps and its sequence are found good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checked {
@@ -56,6 +63,8 @@ pub struct Checked {
     /// The highest timestamp of its records; -1 where none has one. For a compressed batch that was not opened, the
     /// header's word. Where it differs from the header's, [`super::set_max_timestamp`] mends it.
     pub max_timestamp: i64,
+    /// Bytes that a compressed batch opened to; 0 where it was not opened.
+    pub opened_bytes: usize,
 }
 
 /// Checks the records of one partition in a Produce request: exactly one batch, whole, intact and well formed.
@@ -73,16 +82,16 @@ pub fn check(records: &[u8], rules: &CheckRules) -> Result<Checked, BatchError> 
     }
     let compression = check_header(&header)?;
     let body = &records[HEADER_LEN..];
-    let times = match compression {
+    let mut opened = Vec::new();
+    let (min_timestamp, max_timestamp) = match compression {
         Compression::None => walk(body, &header, rules.keys_required)?,
-        _ if rules.open_compressed || rules.keys_required => {
-            let mut opened = Vec::new();
+        _ if rules.opens_compressed() => {
             compression::decompress(compression, body, rules.decompressed_bytes_max, &mut opened)?;
             walk(&opened, &header, rules.keys_required)?
         }
         _ => (header.base_timestamp, header.max_timestamp),
     };
-    Ok(Checked { header, min_timestamp: times.0, max_timestamp: times.1 })
+    Ok(Checked { header, min_timestamp, max_timestamp, opened_bytes: opened.len() })
 }
 
 /// Exactly one batch of format 2. Old formats are told apart before the length is judged, since theirs differ.

@@ -65,7 +65,6 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u8)| {
         }
         let settings = ReaderSettings {
             batch_bytes_max: BATCH_BYTES_MAX,
-            decompressed_bytes_max: BATCH_BYTES_MAX,
             ..ReaderSettings::default()
         };
         let reader = SegmentReader::new(disk, settings);

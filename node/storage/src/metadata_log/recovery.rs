@@ -66,6 +66,10 @@ pub(super) async fn recover<D: Disk>(
     disk.sync_directory(METADATA_DIRECTORY).await.map_err(folder)?;
     let listing = list(&disk).await.map_err(folder)?;
     if listing.snapshots.is_empty() && listing.logs.is_empty() {
+        // Whoever has no metadata takes all partitions for deleted ones.
+        if has_partitions(&disk).await.map_err(folder)? {
+            return Err(MetadataLogError::Missing(log_path(0)));
+        }
         let header = FileHeader { uuid: fresh_uuid(), offset: 0, epoch };
         let created = async {
             let made = create_log(&disk, header).await?;
@@ -105,6 +109,16 @@ pub(super) async fn remove_older<D: Disk>(disk: &D, snapshot: u64, log: u64) -> 
         disk.sync_directory(METADATA_DIRECTORY).await?;
     }
     Ok(())
+}
+
+async fn has_partitions<D: Disk>(disk: &D) -> io::Result<bool> {
+    for entry in disk.list("").await?.iter().filter(|entry| entry.is_directory) {
+        match disk.read_file(&format!("{}/partition.metadata", entry.name), BLOCK as u64).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
 }
 
 async fn list<D: Disk>(disk: &D) -> io::Result<Listing> {

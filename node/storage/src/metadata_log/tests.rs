@@ -130,6 +130,21 @@ async fn filled(disk: &SimDisk, decisions: u64, snapshot_bytes: u64) -> Image {
 }
 
 #[test]
+fn a_folder_with_partitions_and_no_metadata_is_not_a_new_one() {
+    on_disk(async |disk| {
+        filled(&disk, 20, 1 << 30).await;
+        for directory in ["journal", "t-0"] {
+            disk.create_directory(directory).await.expect("made");
+        }
+        disk.write_file("t-0/partition.metadata", b"version: 0\n", true).await.expect("written");
+        disk.remove_directory("metadata").await.expect("removed");
+        let error = open(&disk, 2, 1 << 30).await.err().expect("refused").to_string();
+        assert!(error.contains("metadata/00000000000000000000.log is missing"), "{error}");
+        assert!(disk.files().contains_key("t-0/partition.metadata"));
+    });
+}
+
+#[test]
 fn a_flipped_bit_is_said_with_its_place_and_changes_nothing() {
     on_disk(async |disk| {
         filled(&disk, 20, 1 << 30).await;

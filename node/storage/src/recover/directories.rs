@@ -9,6 +9,7 @@ use flumen_core::types::{Offset, PartitionId};
 use flumen_wire::batch::{BatchHeader, HEADER_LEN, crc_matches};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
+use super::checkpoints::Base;
 use super::replay::{ExtentSeen, Replay};
 use super::{KnownPartition, Recovery, RecoveryError, failed};
 use crate::compact::parse_swap_name;
@@ -33,7 +34,7 @@ struct Settled {
 
 impl<D: Disk> Recovery<'_, D> {
     /// A partition of which no checkpoint speaks may never have been whole: its directory must be its own.
-    pub(super) async fn check_new_directories(&mut self) -> Result<(), RecoveryError> {
+    pub(super) async fn check_new_directories(&mut self, base: &Base) -> Result<(), RecoveryError> {
         let new: Vec<(PartitionId, String)> = self
             .replays
             .values()
@@ -55,6 +56,10 @@ impl<D: Disk> Recovery<'_, D> {
                     continue;
                 }
             };
+            // Every start makes a checkpoint before anything can be written.
+            if is_own && base.names.is_empty() && has_records(self.disk, &directory).await {
+                return Err(RecoveryError::CheckpointMissing(directory));
+            }
             if !is_own {
                 // Nothing was acknowledged before the directory was durable: it is another topic's, or half made.
                 if let Err(error) = make_directory(self.disk, id, &directory).await {
@@ -273,6 +278,14 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
         }
     }
     Ok(settled)
+}
+
+/// Whether there is a segment with something in it.
+async fn has_records<D: Disk>(disk: &D, directory: &str) -> bool {
+    let entries = disk.list(directory).await.unwrap_or_default();
+    entries
+        .iter()
+        .any(|entry| entry.len > 0 && parse_file_name(&entry.name).is_some_and(|(_, kind)| kind == "log"))
 }
 
 /// Whether it is a `partition.metadata` as it should be, of whatever topic.

@@ -139,6 +139,8 @@ pub enum RecoveryError {
     Io(String, io::Error),
     /// A journal of another data folder lies here.
     Foreign(String),
+    /// There is no checkpoint at all, and here is a partition that was made in an earlier life.
+    CheckpointMissing(String),
 }
 
 impl fmt::Display for RecoveryError {
@@ -148,6 +150,12 @@ impl fmt::Display for RecoveryError {
             RecoveryError::Foreign(path) => {
                 write!(f, "{path} belongs to another data folder: move it away, or restore node.meta")
             }
+            RecoveryError::CheckpointMissing(directory) => write!(
+                f,
+                "the folder checkpoint is empty, but {directory} has been in use: without a checkpoint nobody knows what of \
+                 it was acknowledged. Restore the folder as a whole (a copy that was made while the node ran is none); \
+                 nothing was changed"
+            ),
         }
     }
 }
@@ -197,7 +205,7 @@ pub async fn recover<D: Disk>(
         verify_left: settings.verify_bytes_max,
     };
     let base = recovery.read_checkpoints(known).await?;
-    recovery.check_new_directories().await?;
+    recovery.check_new_directories(&base).await?;
     let files = recovery.read_journals(&base).await?;
     recovery.settle_directories(known).await?;
     disk.sync_all().await.map_err(failed("sync of the data folder"))?;

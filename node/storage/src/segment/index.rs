@@ -189,6 +189,14 @@ impl SegmentIndex {
         self.largest
     }
 
+    /// The last time entry of what lies below `offset`: nothing before it has a greater timestamp.
+    pub fn last_time_below(&self, offset: i64) -> Option<TimeEntry> {
+        let after =
+            self.times.partition_point(|(_, relative)| self.base_offset + i64::from(*relative) < offset);
+        let (timestamp, relative) = *self.times.get(after.checked_sub(1)?)?;
+        Some(TimeEntry { timestamp, offset: self.base_offset + i64::from(relative) })
+    }
+
     /// The last offset entry.
     pub fn last_entry(&self) -> Option<OffsetEntry> {
         self.lookup(i64::MAX)

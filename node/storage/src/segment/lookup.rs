@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use flumen_core::types::{LeaderEpoch, Offset, Timestamp};
 use flumen_wire::batch::{BatchHeader, Batches};
+use flumen_wire::compression::Compression;
 
 use super::chunk::{Chunk, Expect, Step};
 use super::reader::{SegmentReader, Start};
@@ -29,6 +30,8 @@ use crate::slices::Slice;
 const SCAN_BYTES: usize = 1 << 20;
 /// Longest index file: a segment's positions are below 2 GiB, and the smallest batch with an entry takes more.
 const INDEX_FILE_BYTES_MAX: u64 = 1 << 30;
+/// Bytes that one compressed batch may open to when it is searched by time.
+const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
 
 /// An index in memory.
 #[derive(Clone)]
@@ -74,8 +77,8 @@ impl<D: Disk> SegmentReader<D> {
         let mut cursor = Cursor::new(self, view, start);
         while let Some((position, header, batch)) = cursor.next().await? {
             if header.max_timestamp >= timestamp.0 && header.last_offset() >= from.0 {
-                let accept = |at: i64, offset: i64| at >= timestamp.0 && offset >= from.0;
-                if let Some(found) = self.first_record(view, position, &header, &batch, &accept)? {
+                let found = first_record(&self.disk, batch.as_slice(), timestamp, from).await;
+                if let Some(found) = found.map_err(|_| unreadable(view, position, &header))? {
                     return Ok(Some(found));
                 }
             }
@@ -85,15 +88,33 @@ impl<D: Disk> SegmentReader<D> {
 
     /// The first record that has the segment's greatest timestamp (KIP-734).
     pub async fn max_timestamp(&self, view: &SegmentView) -> Result<Option<Found>, SegmentError> {
-        let Some(largest) = self.largest_timestamp(view).await? else { return Ok(None) };
-        let start = self.start_of(view, Offset(largest.offset)).await?;
+        let end = view.end_offset.0;
+        let look = |index: &SegmentIndex| (index.largest_timestamp(), index.last_time_below(end));
+        let ((largest, below), _) = self.with_index(view, look).await?;
+        let Some(largest) = largest else { return Ok(None) };
+        // A batch that is on its way to the disk is in the live index already: then the greatest of the view is that of an
+        // earlier entry, or of a batch since.
+        let is_beyond = largest.offset >= end;
+        let begin =
+            if is_beyond { below.map_or(view.base_offset.0, |below| below.offset) } else { largest.offset };
+        let start = self.start_of(view, Offset(begin)).await?;
         let mut cursor = Cursor::new(self, view, start);
+        let mut best: Option<(u64, BatchHeader, Slice<D::Buffer>)> = None;
         while let Some((position, header, batch)) = cursor.next().await? {
-            if header.last_offset() >= largest.offset {
-                return self.first_record(view, position, &header, &batch, &|at, _| at == largest.timestamp);
+            if header.last_offset() < begin || header.record_count == 0 {
+                continue;
+            }
+            if best.as_ref().is_none_or(|(_, best, _)| best.max_timestamp < header.max_timestamp) {
+                best = Some((position, header, batch));
+            }
+            if !is_beyond {
+                break;
             }
         }
-        Ok(None)
+        let Some((position, header, batch)) = best else { return Ok(None) };
+        let found =
+            first_record(&self.disk, batch.as_slice(), Timestamp(header.max_timestamp), Offset(0)).await;
+        found.map_err(|_| unreadable(view, position, &header))
     }
 
     /// Writes the index files of a segment that is closed now. Unsynced: who removes the journal that could rebuild
@@ -158,30 +179,6 @@ impl<D: Disk> SegmentReader<D> {
         self.disk.write_file(&temporary, &file, false).await.ok()?;
         self.disk.rename(&temporary, &path).await.ok()?;
         Some(reached)
-    }
-
-    fn first_record(
-        &self,
-        view: &SegmentView,
-        position: u64,
-        header: &BatchHeader,
-        batch: &Slice<D::Buffer>,
-        accept: &dyn Fn(i64, i64) -> bool,
-    ) -> Result<Option<Found>, SegmentError> {
-        let bad = || view.corrupt(position, Corruption::Records { base_offset: header.base_offset });
-        let raw = Batches::new(batch.as_slice()).next().and_then(Result::ok).ok_or_else(bad)?;
-        let records = raw.records(self.settings.decompressed_bytes_max).map_err(|_| bad())?;
-        for record in &records {
-            let record = record.map_err(|_| bad())?;
-            if accept(record.timestamp, record.offset) {
-                return Ok(Some(Found {
-                    offset: Offset(record.offset),
-                    timestamp: Timestamp(record.timestamp),
-                    leader_epoch: LeaderEpoch(header.partition_leader_epoch),
-                }));
-            }
-        }
-        Ok(None)
     }
 
     /// Where to begin to look for `offset`: the batch of the greatest index entry not above it.
@@ -364,11 +361,49 @@ impl<D: Disk> SegmentReader<D> {
     }
 }
 
+/// The records of a batch cannot be read.
+pub(crate) struct Unreadable;
+
+/// The first record of a verified batch whose timestamp is at least `timestamp` and that lies at `from` or after it. A
+/// compressed batch is opened on a thread apart: few bytes may become many.
+pub(crate) async fn first_record<D: Disk>(
+    disk: &D,
+    batch: &[u8],
+    timestamp: Timestamp,
+    from: Offset,
+) -> Result<Option<Found>, Unreadable> {
+    let find = move |batch: &[u8]| {
+        let raw = Batches::new(batch).next().and_then(Result::ok).ok_or(Unreadable)?;
+        let records = raw.records(DECOMPRESSED_BYTES_MAX).map_err(|_| Unreadable)?;
+        for record in &records {
+            let record = record.map_err(|_| Unreadable)?;
+            if record.timestamp >= timestamp.0 && record.offset >= from.0 {
+                return Ok(Some(Found {
+                    offset: Offset(record.offset),
+                    timestamp: Timestamp(record.timestamp),
+                    leader_epoch: LeaderEpoch(raw.header.partition_leader_epoch),
+                }));
+            }
+        }
+        Ok(None)
+    };
+    let plain = BatchHeader::parse(batch).is_ok_and(|header| header.compression() == Ok(Compression::None));
+    if plain {
+        return find(batch);
+    }
+    let batch = batch.to_vec();
+    disk.offload(move || find(&batch)).await
+}
+
+fn unreadable(view: &SegmentView, position: u64, header: &BatchHeader) -> SegmentError {
+    view.corrupt(position, Corruption::Records { base_offset: header.base_offset })
+}
+
 /// Whether an index of a closed segment knows the timestamp that the log knows. A time index that was torn, or not written to
 /// its end, looks like any other.
 fn fits(view: &SegmentView, index: &SegmentIndex) -> bool {
     let largest = index.largest_timestamp().map_or(-1, |largest| largest.timestamp);
-    view.live.is_some() || !view.contiguous || largest >= view.max_timestamp
+    view.live.is_some() || largest >= view.max_timestamp
 }
 
 /// Somebody loads or scans a segment's index.

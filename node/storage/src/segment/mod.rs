@@ -43,7 +43,7 @@ pub(crate) const PARTIAL_INDEX: &str = "partialindex";
 
 pub use index::{IndexError, OffsetEntry, SegmentIndex, TimeEntry};
 pub use lookup::Found;
-pub(crate) use lookup::{Cursor, timestamp_of};
+pub(crate) use lookup::{Cursor, first_record, timestamp_of};
 pub use reader::{ReaderMetrics, ReaderSettings, SegmentReader};
 
 /// What the engine knows of a segment at the moment of a read. The reader trusts nothing past it.

@@ -46,8 +46,6 @@ pub struct ReaderSettings {
     pub window_max: usize,
     /// Largest batch: a corrupt length must not make us allocate what it claims.
     pub batch_bytes_max: usize,
-    /// Bytes that one compressed batch may open to when it is searched by time.
-    pub decompressed_bytes_max: usize,
 }
 
 impl Default for ReaderSettings {
@@ -60,7 +58,6 @@ impl Default for ReaderSettings {
             window_min: 64 << 10,
             window_max: 1 << 20,
             batch_bytes_max: 96 << 20,
-            decompressed_bytes_max: 256 << 20,
         }
     }
 }

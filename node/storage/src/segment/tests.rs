@@ -479,6 +479,24 @@ fn by_time_as_a_look_at_every_record_finds_it() {
     });
 }
 
+/// A batch enters the live index when its group is formed, and the view once it is on disk.
+#[test]
+fn the_greatest_timestamp_is_of_what_the_view_has() {
+    on_disk(async |disk| {
+        let batches = segment(23, 60, 200);
+        store(&disk, &bytes(&batches), None).await;
+        let reader = SegmentReader::new(disk, settings());
+        let live = Some(Rc::new(RefCell::new(index_of(&batches))));
+        for shown in 1..batches.len() {
+            let view = SegmentView { live: live.clone(), ..view(&batches[..shown]) };
+            let records = batches[..shown].iter().flat_map(|b| (b.base..).zip(b.times.iter().copied()));
+            let model = records.reduce(|best, next| if next.1 > best.1 { next } else { best });
+            let found = reader.max_timestamp(&view).await.expect("read");
+            assert_eq!(found.map(|found| (found.offset.0, found.timestamp.0)), model, "{shown} batches");
+        }
+    });
+}
+
 /// After a restart the active segment's index begins in the middle: what lies before is scanned when needed.
 #[test]
 fn a_live_index_that_begins_in_the_middle_is_completed() {

@@ -273,6 +273,14 @@ impl Node {
             let told = self.engine(id).end_offset_for_epoch(slot, LeaderEpoch(epoch));
             assert_eq!(told, Some((LeaderEpoch(epoch), Offset(end))), "{name}: end of epoch {epoch}");
         }
+        // A leader under whom nobody wrote yet has one, too.
+        let current = self.engine(id).leader_epoch(slot).expect("looked up above");
+        let told = self.engine(id).end_offset_for_epoch(slot, current);
+        assert_eq!(
+            told,
+            Some((current, Offset(offsets.high_watermark))),
+            "{name}: end of the leader's epoch"
+        );
     }
 
     pub(crate) fn with_partition<R>(

@@ -561,3 +561,21 @@ fn a_relaxed_topic_is_acknowledged_when_its_group_is_formed() {
         engine.stop().await;
     });
 }
+
+/// A folder that lost its checkpoints is refused as it is: nothing tells acknowledged records from others any more.
+#[test]
+fn without_a_checkpoint_nothing_is_taken_for_new() {
+    run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 2).await;
+        produce(&disk, &engine, &sink, &slots, 20).await;
+        engine.stop().await;
+        let before = disk.files();
+        disk.remove_directory("checkpoint").await.unwrap();
+        let settings = RecoverySettings::new(Incarnation(2), DIRECTORY_ID);
+        let error = recover(&disk, &settings, &known(2, 2)).await.err().unwrap().to_string();
+        assert!(error.contains("checkpoint is empty, but t-0 has been in use"), "{error}");
+        for (path, content) in before.iter().filter(|(path, _)| path.starts_with("t-")) {
+            assert_eq!(disk.files().get(path), Some(content), "{path}");
+        }
+    });
+}
