@@ -9,6 +9,7 @@
 //!                          ├──> timers, parked joins and syncs: soft state              │
 //!                          └──> answers, held until all that they depend on is committed┘──> pop_ready
 //!
+//!   no append for now: refuse_held ──> answers that are held are NOT_COORDINATOR; the batch is appended later
 //!   an append fails: abandon ──> every token is answered NOT_COORDINATOR; a new Coordinator loads the log
 //! ```
 //!
@@ -24,6 +25,7 @@
 //! - soft state is lost at a reload and made anew from hard state by [`Coordinator::finish_loading`]: sessions begin
 //!   again, whoever was parked asks again;
 //! - **an answer leaves when what it depends on is in the log** (`outbox`), and every token is answered once;
+//! - a decision is no larger than the log takes: what would be is refused before it changes anything;
 //! - no clock and no randomness: both are in the [`Context`];
 //! - what clients can make it hold is bounded (`limits`).
 

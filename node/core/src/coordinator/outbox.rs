@@ -8,7 +8,8 @@
 //!
 //! Invariants:
 //! - **an answer is ready only when every decision made before it, its own included, is committed**: also one that
-//!   only read, since what it read may not be in the log yet;
+//!   only read, since what it read may not be in the log yet. Where that takes too long, an error is answered instead
+//!   ([`Outbox::refuse_held`]), and the decisions stand: to whoever asked, as if the answer was lost;
 //! - a decision's records are in one batch: it is in the log as a whole or not at all;
 //! - batches are appended one after the other, so what is committed is always a prefix of the decisions;
 //! - each token that was taken is answered once: [`Outbox::abandon`] has those that were not.
