@@ -12,7 +12,7 @@ import time
 import crc32c
 
 PRODUCE, FETCH, LIST_OFFSETS, METADATA = 0, 1, 2, 3
-API_VERSIONS, CREATE_TOPICS, DELETE_TOPICS, INIT_PRODUCER_ID = 18, 19, 20, 22
+API_VERSIONS, CREATE_TOPICS, DELETE_TOPICS, INIT_PRODUCER_ID, OFFSET_FOR_LEADER_EPOCH = 18, 19, 20, 22, 23
 DESCRIBE_CONFIGS, ALTER_CONFIGS, INCREMENTAL_ALTER_CONFIGS, CREATE_PARTITIONS = 32, 33, 44, 37
 
 NONE = 0
@@ -340,6 +340,10 @@ def create_served_topic(
     """Creates it and waits until every partition is served: the reference answers before."""
     code, message = create_topic(connection, name, partitions, 1, configs)
     assert code == NONE, message
+    wait_until_served(connection, name, partitions, timeout_s)
+
+
+def wait_until_served(connection: Connection, name: str, partitions: int = 1, timeout_s: float = 60) -> None:
     body = fetch_body(name, [(n, 0) for n in range(partitions)], max_wait_ms=0, min_bytes=0)
     deadline = time.monotonic() + timeout_s
     while {code for code, _, _ in read_fetch(connection.call(FETCH, 4, body)).values()} != {NONE}:

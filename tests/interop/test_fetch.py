@@ -1,5 +1,5 @@
-"""How long a fetch waits: for `min_bytes` over all its partitions, and not at all for what is there already. And what
-it gives of a topic that has a codec of its own."""
+"""How long a fetch waits: for `min_bytes` over all its partitions, and not at all for what is there already. What it gives
+of a topic that has a codec of its own. And where a restart leaves a position."""
 
 import contextlib
 import gzip
@@ -136,3 +136,43 @@ def test_a_topic_has_its_own_codec(broker, topic):
         again = wire.Batch([], records=records, count=50, last_offset_delta=49, attributes=1).encode()
         assert wire.produce(connection, [(topic, 0, again)]) == [(wire.NONE, 50)]
         assert wire.fetch(connection, topic, 50)[2][61:] == records
+
+
+def test_a_restart_is_no_truncation(own_broker, topic):
+    """A position at the end, of a leader under whom nobody has written, holds through restarts (KIP-320)."""
+    broker = own_broker()
+    with wire.Connection(broker.port) as connection:
+        wire.create_served_topic(connection, topic, timeout_s=10)
+        assert wire.produce(connection, [(topic, 0, wire.Batch([b"a", b"b"]).encode())])[0][0] == wire.NONE
+    assert broker.stop() == 0
+    broker.start()
+    with wire.Connection(broker.port) as connection:
+        wire.wait_until_served(connection, topic, timeout_s=10)
+        end, epoch = latest(connection, topic)
+        assert end == 2
+    assert broker.stop() == 0
+    broker.start()
+    with wire.Connection(broker.port) as connection:
+        wire.wait_until_served(connection, topic, timeout_s=10)
+        code, epoch_there, end_there = end_of_epoch(connection, topic, epoch)
+        assert (code, end_there) == (wire.NONE, 2)
+        assert 0 <= epoch_there <= epoch
+
+
+def latest(connection, topic) -> tuple[int, int]:
+    """ListOffsets v4: the end of partition 0 and the epoch that the broker says with it."""
+    body = struct.pack(">ib", -1, 0) + wire.array([wire.string(topic) + wire.array([struct.pack(">iiq", 0, -1, -1)])])
+    answer = connection.call(wire.LIST_OFFSETS, 4, body)
+    answer.take("i"), answer.take("i"), answer.string(), answer.take("i"), answer.take("i")
+    assert answer.take("h") == wire.NONE
+    answer.take("q")
+    return answer.take("q"), answer.take("i")
+
+
+def end_of_epoch(connection, topic, epoch) -> tuple[int, int, int]:
+    """OffsetForLeaderEpoch v2: error code, epoch, and its end."""
+    body = wire.array([wire.string(topic) + wire.array([struct.pack(">iii", 0, -1, epoch)])])
+    answer = connection.call(wire.OFFSET_FOR_LEADER_EPOCH, 2, body)
+    answer.take("i"), answer.take("i"), answer.string(), answer.take("i")
+    code, _ = answer.take("h"), answer.take("i")
+    return code, answer.take("i"), answer.take("q")
