@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 
-from harness import brokers, wire
+from harness import brokers, groups, wire
 
 pytestmark = pytest.mark.flumen_only
 
@@ -113,6 +113,49 @@ def test_topic_made_on_a_full_disk_is_served_once_there_is_space(broker):
         assert produce(connection, "late", 1)[0] == wire.UNKNOWN_TOPIC_OR_PARTITION
         broker.fail()
         until(lambda: produce(connection, "late", 1)[0] == wire.NONE)
+
+
+def test_groups_outlast_a_full_disk():
+    """Whoever waits is told to try again, and nobody is forgotten: neither a member that was not written yet and could not be
+    heard for longer than its session, nor a commit that was acknowledged."""
+    settings = {
+        "offsets.topic.num.partitions": "1",
+        "group.initial.rebalance.delay.ms": "0",
+        "group.min.session.timeout.ms": "500",
+    }
+    long_name, partitions = "g" * 3000, 100
+    with brokers.FaultyFlumen(settings=settings, arguments=("--shards", "1")) as broker:
+        with wire.Connection(broker.port) as connection:
+            wire.create_served_topic(connection, TOPIC, partitions)
+            until(lambda: groups.find_coordinator(connection, "g")[0] == wire.NONE)
+            until(lambda: groups.committed(connection, "g")[0] == wire.NONE)
+            joined = groups.join_fully(connection, "g", session_ms=3000)
+            assert joined.code == wire.NONE
+            broker.fail("preallocate:__consumer_offsets-:ENOSPC")
+            acknowledged, codes = {}, {wire.NONE}
+            for offset in range(1, 100):
+                answer = groups.commit(connection, long_name, {(TOPIC, at): offset for at in range(partitions)})
+                codes = set(answer.values())
+                if codes != {wire.NONE}:
+                    break
+                assert groups.heartbeat(connection, "g", joined.generation, joined.member) == wire.NONE
+                acknowledged = dict.fromkeys(range(partitions), offset)
+            assert codes == {groups.NOT_COORDINATOR}, "space never ran out"
+            heard = time.monotonic()
+            until(lambda: time.monotonic() > heard + 3.5)
+            assert groups.heartbeat(connection, "g", joined.generation, joined.member) == groups.NOT_COORDINATOR
+            broker.fail()
+            until(lambda: groups.heartbeat(connection, "g", joined.generation, joined.member) != groups.NOT_COORDINATOR)
+            assert groups.heartbeat(connection, "g", joined.generation, joined.member) == wire.NONE
+            code, _ = groups.sync(connection, "g", joined.generation, joined.member, {joined.member: b"mine"})
+            assert code == wire.NONE
+        assert broker.stop() == 0
+        broker.start()
+        with wire.Connection(broker.port) as connection:
+            until(lambda: groups.committed(connection, "g")[0] == wire.NONE)
+            assert groups.describe(connection, "g").members == [joined.member]
+            found = groups.committed(connection, long_name)[1]
+            assert all(found[TOPIC, at][0] >= offset for at, offset in acknowledged.items())
 
 
 @pytest.mark.parametrize("operation", ["write", "sync"])

@@ -27,7 +27,7 @@ EXPECTED = pathlib.Path(__file__).with_name("librdkafka_expected.txt")
 BUILD = places.CLIENTS / "librdkafka"
 TESTS = BUILD / "tests"
 KAFKA_VERSION = "4.0.0"
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 # Two members that are started one after the other are taken to be in the first generation together.
 SETTINGS = {"num.partitions": "4", "group.initial.rebalance.delay.ms": "1000"}
 

@@ -545,3 +545,34 @@ def test_consumer_join_storm(broker, connection, group, made):
         while groups.delete(connection, [group])[group] != wire.NONE:
             assert time.monotonic() < deadline, "members are still there"
             time.sleep(0.2)
+
+
+@pytest.mark.flumen_only
+def test_commits_that_a_small_segment_does_not_hold(own_broker, topic):
+    """They are refused as far as they are too large; who else asks does not notice, and many small ones share batches."""
+    small = {"offsets.topic.segment.bytes": str(MIB), "offsets.topic.num.partitions": "1"}
+    broker = own_broker(settings=SETTINGS | small)
+    long_name, partitions = "g" * 3000, 1000
+    with contextlib.ExitStack() as held:
+        connection, *others = [held.enter_context(wire.Connection(broker.port, timeout_s=60)) for _ in range(40)]
+        wire.create_served_topic(connection, topic, partitions)
+        until_coordinated(connection, "member")
+        joined = settled(connection, "member")
+        for _ in range(3):
+            codes = collections.Counter(
+                groups.commit(connection, long_name, {(topic, at): 1 for at in range(partitions)}).values()
+            )
+            assert set(codes) == {wire.NONE, groups.INVALID_COMMIT_OFFSET_SIZE} and codes[wire.NONE] > 200, codes
+            # 9 MiB of records, all at once.
+            body = groups.commit_body(long_name, {(topic, at): 2 for at in range(75)})
+            for one in others:
+                one.send(groups.OFFSET_COMMIT, 7, body)
+            for one in others:
+                _, reader = one.receive()
+                assert reader.take("i") == 0 and reader.take("i") == 1
+                reader.string()
+                assert [(reader.take("i"), reader.take("h")) for _ in range(reader.take("i"))] == [
+                    (at, wire.NONE) for at in range(75)
+                ]
+            assert groups.heartbeat(connection, "member", joined.generation, joined.member) == wire.NONE
+    assert "__consumer_offsets: an append" not in broker.log_text()

@@ -96,6 +96,9 @@ pub const OFFSET_COMMIT_BYTES_MAX: usize = 32 << 20;
 
 /// Most topics that one member of a consumer group subscribes to by name.
 pub const GROUP_MEMBER_TOPICS_MAX: usize = 10_000;
+/// Most regular expressions by which the members of one group subscribe. Each is matched with all topics when one comes or
+/// goes.
+pub const GROUP_EXPRESSIONS_MAX: usize = 256;
 /// Longest regular expression by which a member subscribes.
 pub const GROUP_EXPRESSION_BYTES_MAX: usize = 4_096;
 /// Largest such expression once it is compiled, and largest cache for matching with it.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use flumen_core::config::{BrokerConfig, GroupConfig};
 use flumen_core::coordinator::{Answer, Batch, Caller, Context, Coordinator, Record, Request, Token};
+use flumen_core::limits::BATCH_BYTES_MAX;
 use flumen_core::metadata::Image;
 use flumen_wire::ErrorCode;
 use flumen_wire::codec::Versioned;
@@ -120,6 +121,7 @@ impl World {
             now_ms: self.now_ms as i64,
             image: &self.image,
             config: &self.config,
+            decision_bytes_max: BATCH_BYTES_MAX,
             uuid: self.uuids.to_be_bytes(),
         };
         happens(&mut self.coordinator, &cx);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use flumen_core::config::{BrokerConfig, GroupConfig};
 use flumen_core::coordinator::{Answer, Caller, Context, Coordinator, Record, Request, Token};
+use flumen_core::limits::BATCH_BYTES_MAX;
 use flumen_core::metadata::{Image, PartitionRecord, Record as MetadataRecord};
 use flumen_core::types::{LeaderEpoch, NodeId, TopicId};
 use flumen_wire::ErrorCode;
@@ -74,6 +75,8 @@ struct World {
     log: Vec<Record>,
     clients: BTreeMap<u8, Client>,
     is_cooperative: bool,
+    /// What leaders add to each assignment.
+    user_data: Option<&'static [u8]>,
 }
 
 #[derive(Clone, Debug)]
@@ -128,6 +131,7 @@ impl World {
             log: Vec::new(),
             clients: BTreeMap::new(),
             is_cooperative,
+            user_data: None,
         };
         world.with(|coordinator, cx| coordinator.finish_loading(cx));
         world
@@ -139,6 +143,7 @@ impl World {
             now_ms: self.now.as_millis() as i64,
             image: &self.image,
             config: &self.config,
+            decision_bytes_max: BATCH_BYTES_MAX,
             uuid: u128::from(self.tokens).to_be_bytes(),
         };
         happens(&mut self.coordinator, &cx);
@@ -339,7 +344,7 @@ impl World {
                 assigned[place].insert(partition);
             }
         }
-        let encoded: Vec<Vec<u8>> = assigned.iter().map(encode).collect();
+        let encoded: Vec<Vec<u8>> = assigned.iter().map(|one| encode(one, self.user_data)).collect();
         let assignments = members
             .iter()
             .zip(&encoded)
@@ -475,13 +480,13 @@ fn lose_all(client: &mut Client, error: ErrorCode) {
     client.step = Step::Join;
 }
 
-fn encode(partitions: &BTreeSet<i32>) -> Vec<u8> {
+fn encode(partitions: &BTreeSet<i32>, user_data: Option<&[u8]>) -> Vec<u8> {
     let topic = consumer_protocol_assignment::TopicPartition {
         topic: "t",
         partitions: partitions.iter().copied().collect(),
     };
     let assigned_partitions = if partitions.is_empty() { Vec::new() } else { vec![topic] };
-    ConsumerProtocolAssignment { assigned_partitions, user_data: None }.to_versioned(1)
+    ConsumerProtocolAssignment { assigned_partitions, user_data }.to_versioned(1)
 }
 
 proptest! {
@@ -524,6 +529,36 @@ fn an_application_changes_over_and_back() {
         assert_eq!(world.kind(), Some("classic"));
         world.settle();
     }
+}
+
+/// What an assignor of its own has added to an assignment would be lost, as with Kafka Streams: the group stays as it is.
+#[test]
+fn user_data_keeps_a_group_classic() {
+    for (user_data, kind) in [(&b"tasks"[..], "classic"), (b"", "consumer")] {
+        let mut world = World::new(true);
+        world.user_data = Some(user_data);
+        world.run(&Event::Come { who: 0, is_consumer: false });
+        world.pass(5);
+        world.run(&Event::Come { who: 1, is_consumer: true });
+        world.pass(5);
+        assert_eq!(world.kind(), Some(kind));
+    }
+    let mut world = World::new(true);
+    world.user_data = Some(b"tasks");
+    world.run(&Event::Come { who: 0, is_consumer: false });
+    world.pass(5);
+    let request = ConsumerGroupHeartbeatRequest {
+        group_id: "g",
+        member_id: "m",
+        rebalance_timeout_ms: 30_000,
+        subscribed_topic_names: Some(vec!["t"]),
+        topic_partitions: Some(Vec::new()),
+        ..ConsumerGroupHeartbeatRequest::default()
+    };
+    let token = world.ask(Request::ConsumerGroupHeartbeat(&request), 1);
+    let Answer::ConsumerHeartbeat(Err(refused)) = world.answered(token) else { panic!("it joined") };
+    assert_eq!(refused.code, ErrorCode::GroupIdNotFound);
+    assert!(refused.message.contains("an unsupported custom assignor is in use"), "{refused}");
 }
 
 /// A policy that forbids it.

@@ -5,6 +5,7 @@
 //! ```text
 //! config NAME=VALUE ..           settings: max, delay, min-session, max-session, retention, metadata
 //! topic NAME COUNT | drop NAME   a topic comes, or goes
+//! erase NAME                     a topic goes, and the coordinator is not told
 //! join GROUP [MEMBER] [as=NAME] [v=N] [type=T] [session=MS] [rebalance=MS] PROTOCOL=TOPIC+TOPIC ..
 //! sync GROUP MEMBER GENERATION [as=NAME] [protocol=P] [MEMBER:ASSIGNMENT ..]
 //! beat GROUP MEMBER GENERATION [as=NAME]
@@ -34,6 +35,7 @@ use flumen_core::config::{BrokerConfig, GroupConfig, StaticSettings};
 use flumen_core::coordinator::{
     Answer, Batch, Caller, Context, Coordinator, Decoded, FetchOffsets, Record, Request, Token, TopicAsked,
 };
+use flumen_core::limits::BATCH_BYTES_MAX;
 use flumen_core::metadata::{
     BrokerRegistration, Controller, DeleteTopic, DirectoryId, Image, Listener, NewTopic,
 };
@@ -159,6 +161,7 @@ impl World {
             now_ms: self.now_ms as i64,
             image: &self.image,
             config: &self.config,
+            decision_bytes_max: BATCH_BYTES_MAX,
             uuid,
         };
         happens(&mut self.coordinator, &cx);
@@ -186,7 +189,11 @@ impl World {
         match command {
             "config" => self.configure(words),
             "topic" => self.topic(words[0], words[1].parse().unwrap()),
-            "drop" => self.drop_topic(words[0]),
+            "drop" => {
+                self.erase_topic(words[0]);
+                self.with(|coordinator, cx| coordinator.metadata_changed(cx, &[words[0]]));
+            }
+            "erase" => self.erase_topic(words[0]),
             "join" => self.join(words),
             "sync" => self.sync(words),
             "beat" => self.beat(words),
@@ -230,11 +237,10 @@ impl World {
         self.with(|coordinator, cx| coordinator.metadata_changed(cx, &[]));
     }
 
-    fn drop_topic(&mut self, name: &str) {
+    fn erase_topic(&mut self, name: &str) {
         let topic = DeleteTopic { name: Some(name), id: TopicId::ZERO };
         let decision = decide(&self.image, |controller| controller.delete_topics(&[topic]));
         decision.records.iter().for_each(|record| self.image.replay(record).unwrap());
-        self.with(|coordinator, cx| coordinator.metadata_changed(cx, &[name]));
     }
 
     fn join(&mut self, words: &[&str]) {
@@ -495,7 +501,8 @@ fn said(answer: &Answer) -> String {
             });
             format!("fetched: {}", partitions.collect::<Vec<_>>().join(" "))
         }
-        Answer::Described(group) => {
+        Answer::Described(Err(refused)) => refused.to_string(),
+        Answer::Described(Ok(group)) => {
             let members = group.members.iter().map(|member| {
                 format!(
                     "{}='{}'",

@@ -9,16 +9,20 @@ use std::time::Duration;
 use flumen_core::config::{BrokerConfig, GroupConfig};
 use flumen_core::coordinator::{Answer, Caller, Context, Coordinator, JoinAnswer, Request, Token};
 use flumen_core::limits::{
-    GROUP_MEMBERS_BYTES_MAX, GROUP_MEMBERS_MAX, GROUP_NAME_BYTES_MAX, GROUPS_PER_COORDINATOR_MAX,
-    OFFSET_COMMIT_BYTES_MAX,
+    BATCH_BYTES_MAX, GROUP_EXPRESSIONS_MAX, GROUP_MEMBERS_BYTES_MAX, GROUP_MEMBERS_MAX, GROUP_NAME_BYTES_MAX,
+    GROUPS_PER_COORDINATOR_MAX, OFFSET_COMMIT_BYTES_MAX, OFFSETS_PER_COORDINATOR_MAX,
 };
 use flumen_core::metadata::{Image, PartitionRecord, Record};
 use flumen_core::types::{LeaderEpoch, TopicId};
 use flumen_wire::ErrorCode;
+use flumen_wire::messages::consumer_group_heartbeat_request::ConsumerGroupHeartbeatRequest;
 use flumen_wire::messages::heartbeat_request::HeartbeatRequest;
 use flumen_wire::messages::join_group_request::{JoinGroupRequest, JoinGroupRequestProtocol};
 use flumen_wire::messages::offset_commit_request::{
     OffsetCommitRequest, OffsetCommitRequestPartition, OffsetCommitRequestTopic,
+};
+use flumen_wire::messages::offset_delete_request::{
+    OffsetDeleteRequest, OffsetDeleteRequestPartition, OffsetDeleteRequestTopic,
 };
 use flumen_wire::messages::sync_group_request::{SyncGroupRequest, SyncGroupRequestAssignment};
 
@@ -31,6 +35,7 @@ struct World {
     answers: BTreeMap<u64, Answer>,
     /// Bytes of the records of the largest batch.
     largest_batch: usize,
+    decision_bytes_max: usize,
 }
 
 impl World {
@@ -45,6 +50,7 @@ impl World {
             tokens: 0,
             answers: BTreeMap::new(),
             largest_batch: 0,
+            decision_bytes_max: BATCH_BYTES_MAX,
         };
         world.with(|coordinator, cx| coordinator.finish_loading(cx));
         world
@@ -56,6 +62,7 @@ impl World {
             now_ms: self.now.as_millis() as i64,
             image: &self.image,
             config: &self.config,
+            decision_bytes_max: self.decision_bytes_max,
             uuid: u128::from(self.tokens).to_be_bytes(),
         };
         happens(&mut self.coordinator, &cx);
@@ -63,22 +70,39 @@ impl World {
             while let Some((token, answer)) = self.coordinator.pop_ready() {
                 assert!(self.answers.insert(token.0, answer).is_none());
             }
-            let Some(batch) = self.coordinator.next_batch(1 << 20) else { return };
+            let bytes_max = (1 << 20).min(self.decision_bytes_max / 2);
+            let Some(batch) = self.coordinator.next_batch(bytes_max) else { return };
             let bytes = batch.records.iter().map(|record| record.len_bytes()).sum();
+            assert!(bytes <= self.decision_bytes_max);
             self.largest_batch = self.largest_batch.max(bytes);
             self.coordinator.committed(&batch);
         }
     }
 
     fn ask(&mut self, version: i16, request: Request<'_>) -> u64 {
+        self.ask_as("client", version, request)
+    }
+
+    fn ask_as(&mut self, client_id: &str, version: i16, request: Request<'_>) -> u64 {
         self.tokens += 1;
         let token = self.tokens;
-        let caller = Caller { client_id: "client", client_host: "/h", version };
+        let caller = Caller { client_id, client_host: "/h", version };
         self.with(|coordinator, cx| coordinator.handle(cx, &caller, request, Token(token)));
         token
     }
 
     fn join(&mut self, version: i16, group_id: &str, member_id: &str, metadata: &[u8]) -> u64 {
+        self.join_as("client", version, group_id, member_id, metadata)
+    }
+
+    fn join_as(
+        &mut self,
+        client_id: &str,
+        version: i16,
+        group_id: &str,
+        member_id: &str,
+        metadata: &[u8],
+    ) -> u64 {
         let request = JoinGroupRequest {
             group_id,
             session_timeout_ms: 10_000,
@@ -89,7 +113,38 @@ impl World {
             protocols: vec![JoinGroupRequestProtocol { name: "range", metadata }],
             reason: None,
         };
-        self.ask(version, Request::JoinGroup(&request))
+        self.ask_as(client_id, version, Request::JoinGroup(&request))
+    }
+
+    /// A member of a consumer group joins.
+    fn consumer(&mut self, member_id: &str, regex: Option<&str>) -> Result<(), ErrorCode> {
+        self.heartbeat(member_id, regex, regex.is_none().then(|| vec!["t"]))
+    }
+
+    fn subscriber(&mut self, member_id: &str, topics: &[String]) -> Result<(), ErrorCode> {
+        self.heartbeat(member_id, None, Some(topics.iter().map(AsRef::as_ref).collect()))
+    }
+
+    fn heartbeat(
+        &mut self,
+        member_id: &str,
+        regex: Option<&str>,
+        topics: Option<Vec<&str>>,
+    ) -> Result<(), ErrorCode> {
+        let request = ConsumerGroupHeartbeatRequest {
+            group_id: "c",
+            member_id,
+            rebalance_timeout_ms: 60_000,
+            subscribed_topic_names: topics,
+            subscribed_topic_regex: regex,
+            topic_partitions: Some(Vec::new()),
+            ..ConsumerGroupHeartbeatRequest::default()
+        };
+        let token = self.ask(1, Request::ConsumerGroupHeartbeat(&request));
+        match self.answers.remove(&token) {
+            Some(Answer::ConsumerHeartbeat(answer)) => answer.map(drop).map_err(|refused| refused.code),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn joined(&mut self, token: u64) -> JoinAnswer {
@@ -102,8 +157,8 @@ impl World {
     fn members(&mut self, group_id: &str) -> usize {
         let token = self.ask(0, Request::DescribeGroup(group_id));
         match self.answers.remove(&token) {
-            Some(Answer::Described(group)) => group.members.len(),
-            Some(Answer::Failed(ErrorCode::GroupIdNotFound)) => 0,
+            Some(Answer::Described(Ok(group))) => group.members.len(),
+            Some(Answer::Described(Err(_))) => 0,
             other => panic!("{other:?}"),
         }
     }
@@ -265,6 +320,57 @@ fn ids_that_nobody_uses_are_bounded() {
     assert_eq!(world.joined(token).error, ErrorCode::MemberIdRequired);
 }
 
+/// Ids are as long as the name of their client: those that were given out count with what members say.
+#[test]
+fn long_ids_that_nobody_uses_are_bounded() {
+    let mut world = World::new(3_000);
+    let client_id = "c".repeat(30_000);
+    let mut refused = 0;
+    for number in 0..1_000 {
+        let token = world.join_as(&client_id, 9, "g", "", b"");
+        let fits = number * 30_037 + 2 * 30_037 <= GROUP_MEMBERS_BYTES_MAX;
+        match world.joined(token).error {
+            ErrorCode::MemberIdRequired => assert_eq!(refused, 0),
+            ErrorCode::UnknownServerError => {
+                assert!(!fits);
+                refused += 1;
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert!(refused > 400, "{refused}");
+    world.wait(Duration::from_secs(11));
+    let token = world.join_as(&client_id, 9, "g", "", b"");
+    assert_eq!(world.joined(token).error, ErrorCode::MemberIdRequired);
+}
+
+/// Each record of a member of a consumer group names it, and its group.
+#[test]
+fn names_of_consumers_are_bounded() {
+    let mut world = World::new(0);
+    world.topic("t", 1);
+    let name = |number: usize| format!("{number:05}{}", "m".repeat(32_000));
+    let mut joined = 0;
+    while world.consumer(&name(joined), None).is_ok() {
+        joined += 1;
+        assert!(joined < 200);
+    }
+    assert!(joined > 160, "{joined}");
+    assert_eq!(world.consumer(&name(joined), None), Err(ErrorCode::GroupMaxSizeReached));
+    assert_eq!(world.consumer("short", None), Ok(()));
+}
+
+/// All of them are matched with all topics, again and again.
+#[test]
+fn expressions_are_bounded() {
+    let mut world = World::new(0);
+    for number in 0..GROUP_EXPRESSIONS_MAX {
+        assert_eq!(world.consumer(&format!("m{number}"), Some(&format!("t{number}.*"))), Ok(()));
+    }
+    assert_eq!(world.consumer("other", Some("u.*")), Err(ErrorCode::GroupMaxSizeReached));
+    assert_eq!(world.consumer("same", Some("t7.*")), Ok(()));
+}
+
 /// What members say to their protocols is bounded for all of a group.
 #[test]
 fn what_members_say_is_bounded() {
@@ -321,6 +427,71 @@ fn what_one_commit_becomes_is_bounded() {
     assert_eq!(world.commit("h", "t", 5_000), 5_000);
 }
 
+/// A log of small segments takes small decisions: whoever asks for a larger one is refused, and nobody else.
+#[test]
+fn decisions_fit_the_log() {
+    let mut world = World::new(3_000);
+    world.decision_bytes_max = 1 << 20;
+    world.topic("t", 5_000);
+    let group = "g".repeat(3_000);
+    let taken = world.commit(&group, "t", 5_000);
+    assert!((300..350).contains(&taken), "{taken}");
+    // Deleted all together, in several decisions.
+    for topic in ["u", "v"] {
+        world.topic(topic, 300);
+        assert_eq!(world.commit(&group, topic, 300), 300);
+    }
+    let token = world.ask(0, Request::DeleteGroup(&group));
+    assert_eq!(world.answers.remove(&token), Some(Answer::Failed(ErrorCode::None)));
+    // What classic members say, and what they are assigned.
+    let token = world.join(3, "g", "", &vec![1; 400 << 10]);
+    assert_eq!(world.joined(token).error, ErrorCode::UnknownServerError);
+    let token = world.join(3, "g", "", &vec![1; 300 << 10]);
+    world.wait(Duration::from_secs(6));
+    let leader = world.joined(token).member_id;
+    for (bytes, error) in [(400 << 10, ErrorCode::UnknownServerError), (300 << 10, ErrorCode::None)] {
+        let assignment = vec![2; bytes];
+        let made = SyncGroupRequestAssignment { member_id: &leader, assignment: &assignment };
+        let generation_id = if error.is_none() { 2 } else { 1 };
+        let request = SyncGroupRequest { generation_id, ..sync(&leader, vec![made]) };
+        let token = world.ask(5, Request::SyncGroup(&request));
+        match world.answers.remove(&token) {
+            Some(Answer::Synced(_)) => assert_eq!(error, ErrorCode::None),
+            answer => assert_eq!(answer, Some(Answer::Failed(error))),
+        }
+        if !error.is_none() {
+            let token = world.join(3, "g", &leader, &vec![1; 300 << 10]);
+            assert_eq!(world.joined(token).generation_id, 2);
+        }
+    }
+    // What a consumer group becomes.
+    let names: Vec<String> = (0..4_000).map(|number| format!("{number:0>200}")).collect();
+    assert_eq!(world.subscriber("large", &names), Err(ErrorCode::UnknownServerError));
+    assert_eq!(world.subscriber("small", &names[..1_000]), Ok(()));
+    assert_eq!(world.subscriber("large", &names), Err(ErrorCode::UnknownServerError));
+    assert_eq!(world.subscriber("other", &names[..1_000]), Ok(()));
+}
+
+/// Past the bound new offsets are refused; those that are there go on.
+#[test]
+fn offsets_are_bounded() {
+    let mut world = World::new(0);
+    const PARTITIONS: i32 = 1 << 17;
+    let topics: Vec<String> =
+        (0..OFFSETS_PER_COORDINATOR_MAX as i32 / PARTITIONS).map(|number| format!("t{number}")).collect();
+    for topic in &topics {
+        world.topic(topic, PARTITIONS);
+    }
+    for topic in &topics[1..] {
+        assert_eq!(world.commit("g", topic, PARTITIONS), PARTITIONS as usize);
+    }
+    assert_eq!(world.commit("g", "t0", PARTITIONS - 5), PARTITIONS as usize - 5);
+    // Some new ones among many that are not.
+    assert_eq!(world.commit("g", "t0", PARTITIONS), PARTITIONS as usize);
+    assert_eq!(world.coordinator.offset_count(), OFFSETS_PER_COORDINATOR_MAX);
+    assert_eq!((world.commit("h", "t0", 5), world.commit("g", "t0", 5)), (0, 5));
+}
+
 /// However many offsets go at once, what is written of it comes in batches that the log takes.
 #[test]
 fn offsets_that_go_together_are_written_apart() {
@@ -334,6 +505,18 @@ fn offsets_that_go_together_are_written_apart() {
     world.largest_batch = 0;
     world.with(|coordinator, cx| coordinator.metadata_changed(cx, &["t"]));
     assert_eq!(world.coordinator.offset_count(), 5_000);
+    let partitions = |range: std::ops::Range<i32>| {
+        range.map(|partition_index| OffsetDeleteRequestPartition { partition_index }).collect()
+    };
+    let request = OffsetDeleteRequest {
+        group_id: &group,
+        topics: vec![OffsetDeleteRequestTopic { name: "u", partitions: partitions(0..2_500) }],
+    };
+    let token = world.ask(0, Request::OffsetDelete(&request));
+    assert!(
+        matches!(world.answers.remove(&token), Some(Answer::OffsetsDeleted(codes)) if codes.len() == 2_500)
+    );
+    assert_eq!(world.coordinator.offset_count(), 2_500);
     let token = world.ask(0, Request::DeleteGroup(&group));
     assert!(matches!(world.answers.remove(&token), Some(Answer::Failed(ErrorCode::None))));
     assert_eq!(world.coordinator.offset_count(), 0);

@@ -37,13 +37,11 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         }
     });
     let answers = join_all(asked).await;
-    let texts: Vec<String> =
-        body.groups.iter().map(|group_id| format!("Group {group_id} not found.")).collect();
     let operations = operations::when_asked(body.include_authorized_operations, operations::GROUP);
-    let groups = body.groups.iter().zip(&answers).zip(&texts).map(|((group_id, answer), text)| {
+    let groups = body.groups.iter().zip(&answers).map(|(group_id, answer)| {
         let group = match answer {
-            Answer::Described(group) => described(group, request.version),
-            Answer::Failed(ErrorCode::GroupIdNotFound) => not_found(text, request.version),
+            Answer::Described(Ok(group)) => described(group, request.version),
+            Answer::Described(Err(refused)) => not_found(&refused.message, request.version),
             Answer::Failed(code) => DescribedGroup { error_code: code.code(), ..DescribedGroup::default() },
             other => unreachable!("no answer to DescribeGroups: {other:?}"),
         };

@@ -7,7 +7,8 @@
 //!        │                          engine: append ── durable ── committed ────────┤
 //!        └────────────── Answered ───────────────────────────────────────── answers that may leave
 //!
-//!   a seat's task: load the log ──> write batches ──(an append fails)──> drop the state, load again
+//!   a seat's task: load the log ──> write batches ──(undetermined)──> drop the state, load again, ever more slowly
+//!                                        └──(no space)──> stalled: the same batch again, ever more slowly
 //! ```
 //!
 //! Calls and answers are notes, not mailbox calls: a JoinGroup may wait for minutes, and must not hold what produces
@@ -16,6 +17,9 @@
 //! Invariants:
 //! - an answer leaves only when the engine has settled what it depends on (`core/coordinator`);
 //! - **every call is answered once**, also when its coordinator loads, fails or goes;
+//! - **calls that wait are older than a deadline that has passed meanwhile**: it is looked at behind them, since they may be
+//!   the heartbeats that put it off;
+//! - a batch of a coordinator has its place among the appends of the shard that wait for room;
 //! - no timer runs but one per shard, and none while no group has a deadline.
 
 use std::cell::{Cell, RefCell};
@@ -30,7 +34,7 @@ use flumen_core::coordinator::{
 use flumen_core::limits::{BATCH_BYTES_MAX, COORDINATOR_BACKLOG_BYTES_MAX, COORDINATOR_BATCH_BYTES};
 use flumen_core::metadata::{Image, NewTopic};
 use flumen_core::types::{Offset, PartitionId, ShardId};
-use flumen_storage::{AppendError, ReadError, ReadOutcome, Slot};
+use flumen_storage::{ReadError, ReadOutcome};
 use flumen_wire::ErrorCode;
 use flumen_wire::batch::{BatchBuilder, BatchHeader, Batches, NewRecord};
 use flumen_wire::compression::Compression;
@@ -41,10 +45,13 @@ use super::Shard;
 use super::mail::Mail;
 use crate::runtime::{self, local::Bell};
 
+/// What a batch has beside its records, rounded up.
+const BATCH_HEADER_BYTES: usize = 64;
 /// Bytes of the log that are read at a time while loading (`offsets.load.buffer.size` in Kafka).
 const LOAD_BYTES: usize = 4 << 20;
-/// Time until a log that could not be read, or not be written, is tried again.
+/// Time until a log that could not be read, or not be written, is tried again: at first, and at most.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// What a call does with the coordinator that it was brought to.
 pub(crate) type Call = Box<dyn FnOnce(&mut Coordinator, &Context<'_>, Token) + Send>;
@@ -67,8 +74,6 @@ pub(crate) struct Coordinators {
     armed: Cell<Option<Duration>>,
     /// A deadline has come before that.
     sooner: Bell,
-    /// The engine has room again.
-    room: Bell,
     /// Commits of offsets since the start, and records written.
     records_written: Cell<u64>,
 }
@@ -80,7 +85,9 @@ struct Seat {
     /// Who waits for the answer to each token.
     origins: RefCell<HashMap<Token, Origin>>,
     /// Calls that came while too much waited to be written.
-    waiting: RefCell<VecDeque<(Call, Origin)>>,
+    waiting: RefCell<Queue<(Call, Origin)>>,
+    /// Since when its log has taken nothing.
+    stalled: Cell<Option<Duration>>,
     /// There may be something to write, or the seat is gone.
     work: Bell,
     /// The partition is not here any more, or the node stops: nothing new is taken.
@@ -92,11 +99,82 @@ impl Seat {
     fn has_room(&self) -> bool {
         self.coordinator.borrow().backlog_bytes() <= COORDINATOR_BACKLOG_BYTES_MAX
     }
+
+    /// When its coordinator wants to be looked at; `None` also where that has to wait for something else.
+    fn deadline(&self) -> Option<Duration> {
+        if self.stalled.get().is_some() || self.waiting.borrow().has_tick {
+            return None;
+        }
+        self.coordinator.borrow().next_deadline()
+    }
+}
+
+/// Calls that wait for room, in their order. A look at the deadlines takes its turn among them, once.
+struct Queue<C> {
+    entries: VecDeque<Queued<C>>,
+    has_tick: bool,
+}
+
+#[derive(Debug, PartialEq)]
+enum Queued<C> {
+    Call(C),
+    Tick,
+}
+
+impl<C> Default for Queue<C> {
+    fn default() -> Queue<C> {
+        Queue { entries: VecDeque::new(), has_tick: false }
+    }
+}
+
+impl<C> Queue<C> {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn push(&mut self, call: C) {
+        self.entries.push_back(Queued::Call(call));
+    }
+
+    fn push_tick(&mut self) {
+        if !std::mem::replace(&mut self.has_tick, true) {
+            self.entries.push_back(Queued::Tick);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Queued<C>> {
+        let next = self.entries.pop_front()?;
+        self.has_tick &= !matches!(next, Queued::Tick);
+        Some(next)
+    }
+
+    fn into_calls(self) -> impl Iterator<Item = C> {
+        self.entries.into_iter().filter_map(|queued| match queued {
+            Queued::Call(call) => Some(call),
+            Queued::Tick => None,
+        })
+    }
+}
+
+/// Ever longer times between two tries.
+struct Backoff(Duration);
+
+impl Backoff {
+    fn new() -> Backoff {
+        Backoff(RETRY_AFTER)
+    }
+
+    fn next(&mut self) -> Duration {
+        let next = (self.0 * 2).min(RETRY_AFTER_MAX);
+        std::mem::replace(&mut self.0, next)
+    }
 }
 
 /// Why a seat's log could not be used.
 enum LogFault {
     Gone,
+    /// What was to be appended is not in the log, and may be later.
+    Refused(ErrorCode),
     Failed(String),
 }
 
@@ -251,6 +329,7 @@ impl Shard {
             coordinator: RefCell::default(),
             origins: RefCell::default(),
             waiting: RefCell::default(),
+            stalled: Cell::new(None),
             work: Bell::new(),
             closed: Cell::new(false),
         });
@@ -271,7 +350,7 @@ impl Shard {
             seat.closed.set(true);
             seat.coordinator.borrow_mut().retire();
             self.deliver(&seat);
-            for (_, origin) in seat.waiting.take() {
+            for (_, origin) in seat.waiting.take().into_calls() {
                 self.send_answer(origin, Answer::Failed(ErrorCode::NotCoordinator));
             }
             seat.work.ring();
@@ -283,7 +362,8 @@ impl Shard {
         let state = seat.coordinator.take();
         let mut origins = seat.origins.take();
         let told = state.abandon().into_iter().filter_map(|token| origins.remove(&token));
-        let waiting = seat.waiting.take().into_iter().map(|(_, origin)| origin);
+        seat.stalled.set(None);
+        let waiting = seat.waiting.take().into_calls().map(|(_, origin)| origin);
         for origin in told.chain(waiting).collect::<Vec<_>>() {
             self.send_answer(origin, Answer::Failed(ErrorCode::NotCoordinator));
         }
@@ -295,9 +375,12 @@ impl Shard {
         let Some(seat) = seat.filter(|seat| !seat.closed.get()) else {
             return self.send_answer(origin, Answer::Failed(ErrorCode::NotCoordinator));
         };
+        if seat.stalled.get().is_some() {
+            return self.send_answer(origin, Answer::Failed(ErrorCode::NotCoordinator));
+        }
         // Behind those that wait: of one connection, none overtakes another.
         if !seat.has_room() || !seat.waiting.borrow().is_empty() {
-            seat.waiting.borrow_mut().push_back((call, origin));
+            seat.waiting.borrow_mut().push((call, origin));
             return;
         }
         self.make_call(&seat, call, origin);
@@ -318,18 +401,19 @@ impl Shard {
             now_ms: runtime::now_ms(),
             image: &image,
             config: &config.group,
+            decision_bytes_max: self.decision_bytes_max(seat),
             uuid: self.random(random_uuid),
         };
-        let (has_work, deadline) = {
+        let has_work = {
             let mut coordinator = seat.coordinator.borrow_mut();
             happens(&mut coordinator, &cx);
-            (coordinator.backlog_bytes() > 0, coordinator.next_deadline())
+            coordinator.backlog_bytes() > 0
         };
         if has_work {
             seat.work.ring();
         }
         self.deliver(seat);
-        if let Some(deadline) = deadline
+        if let Some(deadline) = seat.deadline()
             && self.coordinators.armed.get().is_none_or(|armed| deadline < armed)
         {
             self.coordinators.armed.set(Some(deadline));
@@ -351,17 +435,20 @@ impl Shard {
     pub(super) async fn run_coordinator_timer(self: Rc<Self>) {
         loop {
             let sooner = self.coordinators.sooner.next();
-            let deadlines = self.seats().into_iter().filter_map(|seat| {
-                let deadline = seat.coordinator.borrow().next_deadline()?;
-                Some((deadline, seat))
-            });
+            let deadlines =
+                self.seats().into_iter().filter_map(|seat| seat.deadline().map(|deadline| (deadline, seat)));
             let now = runtime::uptime();
             let (due, later): (Vec<_>, Vec<_>) = deadlines.partition(|(deadline, _)| *deadline <= now);
             if !due.is_empty() {
                 for (_, seat) in due {
-                    self.with_coordinator(&seat, |coordinator, cx| coordinator.tick(cx));
+                    if seat.waiting.borrow().is_empty() {
+                        self.with_coordinator(&seat, |coordinator, cx| coordinator.tick(cx));
+                    } else {
+                        seat.waiting.borrow_mut().push_tick();
+                    }
+                    self.net.flush(&*self);
+                    runtime::yield_if_needed().await;
                 }
-                self.net.flush(&*self);
                 continue;
             }
             let next = later.into_iter().map(|(deadline, _)| deadline).min();
@@ -377,29 +464,42 @@ impl Shard {
 /// The log of one seat.
 impl Shard {
     async fn run_seat(self: Rc<Self>, seat: Rc<Seat>) {
+        let mut backoff = Backoff::new();
         while !seat.closed.get() {
             let fault = match self.load(&seat).await {
-                Ok(slot) => self.write_batches(&seat, slot).await,
+                Ok(()) => self.write_batches(&seat, &mut backoff).await,
                 Err(fault) => Err(fault),
             };
-            match fault {
+            let pause = match fault {
                 // Closed.
-                Ok(()) => {}
+                Ok(()) => RETRY_AFTER,
                 // The image that shows it gone is on its way, or the one that shows it here was too early.
-                Err(LogFault::Gone) => self.drop_state(&seat),
-                Err(LogFault::Failed(reason)) => {
-                    tracing::error!(partition = seat.partition.partition, "{OFFSETS_TOPIC}: {reason}");
+                Err(LogFault::Gone) => {
                     self.drop_state(&seat);
+                    RETRY_AFTER
                 }
-            }
+                Err(LogFault::Refused(code)) => {
+                    self.fail(&seat, &format!("an append was refused: {code}"));
+                    backoff.next()
+                }
+                Err(LogFault::Failed(reason)) => {
+                    self.fail(&seat, &reason);
+                    backoff.next()
+                }
+            };
             if !seat.closed.get() {
-                runtime::sleep(RETRY_AFTER).await;
+                runtime::sleep(pause).await;
             }
         }
     }
 
+    fn fail(&self, seat: &Seat, reason: &str) {
+        tracing::error!(partition = seat.partition.partition, "{OFFSETS_TOPIC}: {reason}");
+        self.drop_state(seat);
+    }
+
     /// Replays the log to its end.
-    async fn load(&self, seat: &Seat) -> Result<Slot, LogFault> {
+    async fn load(&self, seat: &Seat) -> Result<(), LogFault> {
         let began = runtime::uptime();
         let slot = self.engine.partition(&seat.partition).ok_or(LogFault::Gone)?;
         let offsets = self.engine.offsets(slot).ok_or(LogFault::Gone)?;
@@ -415,7 +515,8 @@ impl Shard {
             let slices = slices.map_err(|error| self.load_fault(error, next))?;
             let from = next;
             for slice in slices.iter() {
-                records += replay(&mut seat.coordinator.borrow_mut(), slice.as_slice(), &mut next, seat);
+                let replayed = replay(&mut seat.coordinator.borrow_mut(), slice.as_slice(), &mut next);
+                records += replayed.map_err(LogFault::Failed)?;
                 runtime::yield_if_needed().await;
             }
             if next == from {
@@ -423,7 +524,7 @@ impl Shard {
             }
         }
         if seat.closed.get() {
-            return Ok(slot);
+            return Ok(());
         }
         self.with_coordinator(seat, |coordinator, cx| coordinator.finish_loading(cx));
         if records > 0 {
@@ -431,7 +532,7 @@ impl Shard {
             let partition = seat.partition.partition;
             tracing::debug!(partition, records, took_ms = took, "groups loaded");
         }
-        Ok(slot)
+        Ok(())
     }
 
     fn load_fault(&self, error: ReadError, at: Offset) -> LogFault {
@@ -443,13 +544,17 @@ impl Shard {
     }
 
     /// Appends what the coordinator decides, batch by batch. Returns when the seat is closed and all is written.
-    async fn write_batches(&self, seat: &Seat, slot: Slot) -> Result<(), LogFault> {
+    async fn write_batches(&self, seat: &Seat, backoff: &mut Backoff) -> Result<(), LogFault> {
         loop {
             let ring = seat.work.next();
-            let batch = seat.coordinator.borrow_mut().next_batch(COORDINATOR_BATCH_BYTES);
+            let bytes_max = COORDINATOR_BATCH_BYTES.min(self.decision_bytes_max(seat) / 2);
+            let batch = seat.coordinator.borrow_mut().next_batch(bytes_max);
             match batch {
                 Some(batch) => {
-                    self.append_records(slot, &batch).await?;
+                    if !self.write_batch(seat, &batch, backoff).await? {
+                        return Ok(());
+                    }
+                    *backoff = Backoff::new();
                     let written = &self.coordinators.records_written;
                     written.set(written.get() + batch.records.len() as u64);
                     if !self.settle_batch(seat, &batch) {
@@ -460,6 +565,62 @@ impl Shard {
                 None => ring.await,
             }
         }
+    }
+
+    /// Appends a batch. While there is no space for it, the state is that of the log and this batch: it is kept, and the
+    /// batch tried again. False if the seat was closed meanwhile.
+    async fn write_batch(&self, seat: &Seat, batch: &Batch, backoff: &mut Backoff) -> Result<bool, LogFault> {
+        loop {
+            match self.append_records(seat.partition, batch).await {
+                Err(LogFault::Refused(ErrorCode::KafkaStorageError)) => {}
+                Err(fault) => return Err(fault),
+                Ok(()) => {
+                    self.go_on(seat);
+                    return Ok(true);
+                }
+            }
+            if !seat.closed.get() {
+                self.stall(seat);
+                runtime::sleep(backoff.next()).await;
+            }
+            if seat.closed.get() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// The log takes nothing. Whoever waits for it is told to try again, as by Kafka, and so is whoever asks from now on; no
+    /// time passes for groups, since none of their members can be heard.
+    fn stall(&self, seat: &Seat) {
+        if seat.stalled.get().is_none() {
+            seat.stalled.set(Some(runtime::uptime()));
+            let partition = seat.partition.partition;
+            tracing::error!(
+                partition,
+                "{OFFSETS_TOPIC}: an append was refused; it is tried until it is taken"
+            );
+        }
+        seat.coordinator.borrow_mut().refuse_held(ErrorCode::NotCoordinator);
+        self.deliver(seat);
+        for (_, origin) in seat.waiting.take().into_calls() {
+            self.send_answer(origin, Answer::Failed(ErrorCode::NotCoordinator));
+        }
+        self.net.flush(self);
+    }
+
+    fn go_on(&self, seat: &Seat) {
+        if let Some(since) = seat.stalled.take() {
+            let partition = seat.partition.partition;
+            tracing::info!(partition, "{OFFSETS_TOPIC}: written again");
+            let stalled = runtime::uptime().saturating_sub(since);
+            self.with_coordinator(seat, |coordinator, _| coordinator.put_off_deadlines(stalled));
+        }
+    }
+
+    /// What one decision may come to: its batch has to fit a segment.
+    fn decision_bytes_max(&self, seat: &Seat) -> usize {
+        let config = self.log_config(seat.partition.topic, OFFSETS_TOPIC);
+        (config.segment_bytes as usize).min(BATCH_BYTES_MAX) - BATCH_HEADER_BYTES
     }
 
     /// A batch is durable: its answers leave, and calls that waited for room are taken. False if the state was dropped
@@ -474,15 +635,18 @@ impl Shard {
         }
         self.deliver(seat);
         while seat.has_room() {
-            let next = seat.waiting.borrow_mut().pop_front();
-            let Some((call, origin)) = next else { break };
-            self.make_call(seat, call, origin);
+            let next = seat.waiting.borrow_mut().pop();
+            match next {
+                Some(Queued::Call((call, origin))) => self.make_call(seat, call, origin),
+                Some(Queued::Tick) => self.with_coordinator(seat, |coordinator, cx| coordinator.tick(cx)),
+                None => break,
+            }
         }
         self.net.flush(self);
         true
     }
 
-    async fn append_records(&self, slot: Slot, batch: &Batch) -> Result<(), LogFault> {
+    async fn append_records(&self, partition: PartitionId, batch: &Batch) -> Result<(), LogFault> {
         let now_ms = runtime::now_ms();
         let mut builder = BatchBuilder::new(Compression::None);
         for record in &batch.records {
@@ -495,29 +659,11 @@ impl Shard {
         }
         let bytes = Bytes::from(builder.build());
         let header = BatchHeader::parse(&bytes).expect("a batch that was just built");
-        loop {
-            let room = self.coordinators.room.next();
-            let (token, settled) = self.shared().waiter();
-            match self.engine.append(slot, now_ms, bytes.clone(), &header, token) {
-                Ok(_) => {
-                    return settled
-                        .await
-                        .map_err(|code| LogFault::Failed(format!("an append failed: {code}")));
-                }
-                Err((_, AppendError::Full)) => room.await,
-                Err((_, AppendError::Refused(ErrorCode::UnknownTopicOrPartition))) => {
-                    return Err(LogFault::Gone);
-                }
-                Err((_, AppendError::Refused(code))) => {
-                    return Err(LogFault::Failed(format!("an append was refused: {code}")));
-                }
-            }
+        match self.append_and_wait(partition, header, bytes).await {
+            Ok(()) => Ok(()),
+            Err(ErrorCode::UnknownTopicOrPartition) => Err(LogFault::Gone),
+            Err(code) => Err(LogFault::Refused(code)),
         }
-    }
-
-    /// The engine has room again.
-    pub(super) fn coordinators_have_room(&self) {
-        self.coordinators.room.ring();
     }
 
     /// Groups and offsets of this shard, and records that were written for them.
@@ -533,45 +679,28 @@ impl Shard {
     }
 }
 
-/// Replays the batches of one slice; `next` is the offset after them. Returns how many records there were.
-fn replay(coordinator: &mut Coordinator, bytes: &[u8], next: &mut Offset, seat: &Seat) -> u64 {
+/// Replays the batches of one slice; `next` is the offset after them. Returns how many records there were. What cannot be
+/// read ends it: groups that lack some of their records would be served as if they were whole.
+fn replay(coordinator: &mut Coordinator, bytes: &[u8], next: &mut Offset) -> Result<u64, String> {
     let mut count = 0;
-    let complain = |offset: i64, what: &dyn std::fmt::Display| {
-        tracing::error!(partition = seat.partition.partition, offset, "{OFFSETS_TOPIC}: left out: {what}");
-    };
     for batch in Batches::new(bytes) {
-        let batch = match batch {
-            Ok(batch) => batch,
-            Err(error) => {
-                complain(next.0, &error);
-                return count;
-            }
-        };
+        let batch = batch.map_err(|error| format!("no batch at offset {next}: {error}"))?;
         *next = Offset(batch.header.next_offset()).max(*next);
         if batch.header.is_control() {
             continue;
         }
-        let records = match batch.records(BATCH_BYTES_MAX) {
-            Ok(records) => records,
-            Err(error) => {
-                complain(batch.header.base_offset, &error);
-                continue;
-            }
-        };
+        let base_offset = batch.header.base_offset;
+        let unread = |error: &dyn std::fmt::Display| format!("the batch at offset {base_offset}: {error}");
+        let records = batch.records(BATCH_BYTES_MAX).map_err(|error| unread(&error))?;
         for record in &records {
-            match record {
-                Ok(record) => {
-                    count += 1;
-                    let Some(key) = record.key else { continue };
-                    if let Err(error) = coordinator.load(key, record.value) {
-                        complain(record.offset, &error);
-                    }
-                }
-                Err(error) => complain(batch.header.base_offset, &error),
-            }
+            let record = record.map_err(|error| unread(&error))?;
+            count += 1;
+            let Some(key) = record.key else { continue };
+            let loaded = coordinator.load(key, record.value);
+            loaded.map_err(|error| format!("at offset {}: {error}", record.offset))?;
         }
     }
-    count
+    Ok(count)
 }
 
 /// A UUID of version 4.
@@ -581,4 +710,75 @@ fn random_uuid(random: &mut fastrand::Rng) -> [u8; 16] {
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use flumen_core::coordinator::Record;
+    use flumen_wire::group::offset_commit_key::OffsetCommitKey;
+    use flumen_wire::group::offset_commit_value::OffsetCommitValue;
+
+    use super::*;
+
+    #[test]
+    fn deadlines_are_looked_at_behind_the_calls_that_wait() {
+        let mut queue = Queue::default();
+        queue.push(1);
+        queue.push_tick();
+        queue.push(2);
+        queue.push_tick();
+        assert!(queue.has_tick);
+        let mut popped = Vec::new();
+        while let Some(next) = queue.pop() {
+            popped.push((next, queue.has_tick));
+        }
+        assert_eq!(popped, [(Queued::Call(1), true), (Queued::Tick, false), (Queued::Call(2), false)]);
+        queue.push_tick();
+        assert!(!queue.is_empty() && queue.into_calls().next().is_none());
+    }
+
+    #[test]
+    fn tries_come_ever_more_slowly() {
+        let mut backoff = Backoff::new();
+        let times: Vec<u64> = (0..8).map(|_| backoff.next().as_millis() as u64).collect();
+        assert_eq!(times, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
+    }
+
+    fn batch(records: &[Record]) -> Vec<u8> {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for record in records {
+            builder.push(NewRecord {
+                timestamp: 0,
+                key: Some(&record.key),
+                value: record.value.as_deref(),
+                headers: &[],
+            });
+        }
+        builder.build()
+    }
+
+    /// As in Kafka: types of records that are not known are left out, and nothing else is.
+    #[test]
+    fn what_cannot_be_read_ends_loading() {
+        let key = OffsetCommitKey { group: "g", topic: "t", partition: 0 };
+        let good = Record::new(&key, &OffsetCommitValue { offset: 7, ..Default::default() }, 3);
+        let value = |bytes: &[u8]| Record { value: Some(bytes.to_vec()), ..good.clone() };
+        let unknown = Record { key: vec![0, 99, 1, 2], value: Some(vec![1]) };
+        let load = |bytes: &[u8]| replay(&mut Coordinator::default(), bytes, &mut Offset(0));
+        assert_eq!(load(&batch(&[good.clone(), unknown.clone(), good.clone()])), Ok(3));
+        for bad in [
+            // A version that is newer than all known, one that is not all there, a key that is not, no type.
+            value(&[0, 99, 0, 0, 0, 0, 0, 0, 0, 0]),
+            value(&[0, 3, 0]),
+            Record { key: good.key[..5].to_vec(), value: None },
+            Record { key: vec![0], value: None },
+        ] {
+            let error = load(&batch(&[good.clone(), bad])).expect_err("it cannot be read");
+            assert!(error.starts_with("at offset 1: "), "{error}");
+        }
+        let mut of_no_format = batch(&[good]);
+        of_no_format[16] = 99;
+        let error = load(&of_no_format).expect_err("it is no batch");
+        assert!(error.starts_with("no batch at offset 0: "), "{error}");
+    }
 }

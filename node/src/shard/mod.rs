@@ -457,7 +457,6 @@ impl Sink<Token> for EngineSink {
     fn room(&self) {
         if let Some(shard) = self.0.upgrade() {
             shard.append_waiting();
-            shard.coordinators_have_room();
             shard.net.flush(&*shard);
         }
     }

@@ -200,6 +200,19 @@ impl Shard {
         self.part_settled(call.0);
     }
 
+    /// Appends a batch of a task of this shard, in its turn among those that wait for room. Returns when it is as durable as
+    /// its topic asks, or was refused: then it is not in the log.
+    pub(super) async fn append_and_wait(
+        &self,
+        partition: PartitionId,
+        header: BatchHeader,
+        batch: Bytes,
+    ) -> Result<(), ErrorCode> {
+        let (token, settled) = self.shared().waiter();
+        self.append(Waiting { partition, header, batch, token });
+        settled.await
+    }
+
     /// Batches of other shards' connections.
     pub(super) fn append_for_others(&self, appends: Vec<RemoteAppend>, reply: ShardReply) {
         let outcomes: Vec<_> = appends.iter().map(|append| (append.part, Outcome::unavailable())).collect();
@@ -268,7 +281,8 @@ impl Shard {
                 let mut remote = self.produces.remote.borrow_mut();
                 remote[batch as usize].outcomes[index as usize].1 = Outcome::placed(placed);
             }
-            Token::Waiter(_) => unreachable!("waiters do not append"),
+            // It does not ask where.
+            Token::Waiter(_) => {}
         }
     }
 
@@ -301,7 +315,7 @@ impl Shard {
                 self.produces.remote.borrow_mut()[batch as usize].outcomes[index as usize].1 = outcome;
                 self.remote_settled(batch);
             }
-            Token::Waiter(_) => unreachable!("waiters do not append"),
+            Token::Waiter(waiter) => self.settle_waiter(waiter, Err(outcome.error)),
         }
     }
 

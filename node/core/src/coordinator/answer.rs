@@ -27,7 +27,7 @@ pub enum Answer {
     /// To OffsetDelete: for each partition of the request, over all its topics.
     OffsetsDeleted(Vec<ErrorCode>),
     /// To DescribeGroups.
-    Described(GroupDescription),
+    Described(Result<GroupDescription, Refused>),
     /// To ListGroups: those of this coordinator.
     Listed(Vec<ListedGroup>),
     /// To ConsumerGroupHeartbeat.

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use flumen_wire::ErrorCode;
 use flumen_wire::group::group_metadata_key::GroupMetadataKey;
 
-use super::Coordinator;
 use super::answer::ListedGroup;
 use super::classic::{ClassicGroup, ClassicState};
 use super::consumer::ConsumerGroup;
 use super::record::Record;
+use super::{Context, Coordinator};
 
 /// A group, by kind.
 #[derive(Debug)]
@@ -169,7 +169,7 @@ impl Groups {
 /// What is asked of a group of any kind.
 impl Coordinator {
     /// DeleteGroups: a group without members goes, with its offsets.
-    pub(super) fn delete_group(&mut self, id: &str) -> ErrorCode {
+    pub(super) fn delete_group(&mut self, cx: &Context<'_>, id: &str) -> ErrorCode {
         let refusal = match self.groups.get(id) {
             None => return ErrorCode::GroupIdNotFound,
             Some(Group::Classic(group)) => group.refuses_deletion(),
@@ -179,7 +179,7 @@ impl Coordinator {
             return refusal;
         }
         let offsets = self.offsets.tombstones(id);
-        self.write_apart(offsets);
+        self.write_apart(cx, offsets);
         self.write_group_tombstones(id);
         ErrorCode::None
     }

@@ -9,6 +9,7 @@
 //!                          ├──> timers, parked joins and syncs: soft state              │
 //!                          └──> answers, held until all that they depend on is committed┘──> pop_ready
 //!
+//!   no append for now: refuse_held ──> answers that are held are NOT_COORDINATOR; the batch is appended later
 //!   an append fails: abandon ──> every token is answered NOT_COORDINATOR; a new Coordinator loads the log
 //! ```
 //!
@@ -24,6 +25,7 @@
 //! - soft state is lost at a reload and made anew from hard state by [`Coordinator::finish_loading`]: sessions begin
 //!   again, whoever was parked asks again;
 //! - **an answer leaves when what it depends on is in the log** (`outbox`), and every token is answered once;
+//! - a decision is no larger than the log takes: what would be is refused before it changes anything;
 //! - no clock and no randomness: both are in the [`Context`];
 //! - what clients can make it hold is bounded (`limits`).
 
@@ -81,6 +83,8 @@ pub struct Context<'a> {
     pub image: &'a Image,
     /// The settings.
     pub config: &'a GroupConfig,
+    /// What one decision may come to in the log, in bytes.
+    pub decision_bytes_max: usize,
     /// A random UUID of this decision's own: the new member's id, if one joins.
     pub uuid: [u8; 16],
 }
@@ -174,7 +178,9 @@ impl Coordinator {
     pub fn finish_loading(&mut self, cx: &Context<'_>) {
         assert!(self.loading, "a log is loaded once");
         self.loading = false;
-        self.next_expiry = cx.now + Duration::from_millis(cx.config.offsets_retention_check_interval_ms);
+        // Coordinators that were loaded at the same time do not all look at the same time.
+        let interval = Duration::from_millis(cx.config.offsets_retention_check_interval_ms);
+        self.next_expiry = cx.now + interval - interval * u32::from(cx.uuid[0]) / 256;
         self.classic_groups_loaded(cx);
         self.consumer_groups_loaded(cx);
         self.delete_orphaned_offsets(cx);
@@ -218,10 +224,10 @@ impl Coordinator {
             Request::LeaveGroup(request) => self.leave_group(cx, request),
             Request::OffsetCommit(request) => self.commit_offsets(cx, caller, request),
             Request::OffsetFetch(request) => self.fetch_offsets(request),
-            Request::OffsetDelete(request) => self.delete_offsets(request),
+            Request::OffsetDelete(request) => self.delete_offsets(cx, request),
             Request::DescribeGroup(group_id) => self.describe_group(group_id),
             Request::ListGroups { states, types } => Answer::Listed(self.groups.list(states, types)),
-            Request::DeleteGroup(group_id) => Answer::Failed(self.delete_group(group_id)),
+            Request::DeleteGroup(group_id) => Answer::Failed(self.delete_group(cx, group_id)),
             Request::ConsumerGroupHeartbeat(request) => self.consumer_group_heartbeat(cx, caller, request),
             Request::ConsumerGroupDescribe(group_id) => self.describe_consumer_group(cx, group_id),
         };
@@ -258,11 +264,11 @@ impl Coordinator {
     }
 
     /// The metadata has changed: `deleted` are the names of topics that are gone.
-    pub fn metadata_changed(&mut self, _cx: &Context<'_>, deleted: &[&str]) {
+    pub fn metadata_changed(&mut self, cx: &Context<'_>, deleted: &[&str]) {
         if self.loading || self.retired {
             return;
         }
-        self.delete_offsets_of_topics(deleted);
+        self.delete_offsets_of_topics(cx, deleted);
         self.outbox.close();
     }
 
@@ -281,12 +287,13 @@ impl Coordinator {
 
     /// As [`Coordinator::write_all`], of records that need not be in the log together: however many, no decision is much
     /// larger than a batch.
-    fn write_apart(&mut self, records: Vec<Record>) {
+    fn write_apart(&mut self, cx: &Context<'_>, records: Vec<Record>) {
+        let bytes_max = COORDINATOR_BATCH_BYTES.min(cx.decision_bytes_max / 2);
         let mut bytes = 0;
         for record in records {
             bytes += record.len_bytes();
             self.write(record);
-            if bytes >= COORDINATOR_BATCH_BYTES {
+            if bytes >= bytes_max {
                 self.outbox.close();
                 bytes = 0;
             }
@@ -342,6 +349,17 @@ impl Coordinator {
     /// Requests that have no answer which left.
     pub fn unanswered(&self) -> usize {
         self.outbox.unanswered()
+    }
+
+    /// What is being appended takes longer than anybody should wait: whoever waits for it is answered with an error, and the
+    /// decisions stand.
+    pub fn refuse_held(&mut self, error: ErrorCode) {
+        self.outbox.refuse_held(error);
+    }
+
+    /// Nobody could be heard for so long.
+    pub fn put_off_deadlines(&mut self, by: Duration) {
+        self.timers.put_off(by);
     }
 
     /// An append failed, or the partition is led elsewhere: the state is not that of the log any more. These tokens are

@@ -8,7 +8,8 @@
 //!
 //! Invariants:
 //! - **an answer is ready only when every decision made before it, its own included, is committed**: also one that
-//!   only read, since what it read may not be in the log yet;
+//!   only read, since what it read may not be in the log yet. Where that takes too long, an error is answered instead
+//!   ([`Outbox::refuse_held`]), and the decisions stand: to whoever asked, as if the answer was lost;
 //! - a decision's records are in one batch: it is in the log as a whole or not at all;
 //! - batches are appended one after the other, so what is committed is always a prefix of the decisions;
 //! - each token that was taken is answered once: [`Outbox::abandon`] has those that were not.
@@ -122,6 +123,13 @@ impl Outbox {
         self.held.pop_front().map(|(_, token, answer)| (token, answer))
     }
 
+    /// Answers whoever waits for what is not committed, without that.
+    pub(super) fn refuse_held(&mut self, error: ErrorCode) {
+        for (after, _, answer) in self.held.iter_mut().filter(|(after, ..)| *after > self.committed) {
+            (*after, *answer) = (self.committed, Answer::Failed(error));
+        }
+    }
+
     /// Answers whoever has no answer yet.
     pub(super) fn refuse_parked(&mut self, error: ErrorCode) {
         for token in std::mem::take(&mut self.unanswered) {
@@ -184,13 +192,39 @@ mod tests {
     }
 
     #[test]
+    fn answers_may_be_refused_before_what_they_wait_for_is_committed() {
+        let mut outbox = Outbox::default();
+        for token in [1, 2, 3] {
+            outbox.take(Token(token));
+        }
+        outbox.write(record(10));
+        outbox.answer(Token(1), failed());
+        outbox.close();
+        let batch = outbox.next_batch(1_000).expect("a batch");
+        outbox.answer(Token(2), failed());
+        outbox.close();
+        assert_eq!(outbox.pop_ready(), None);
+        let refused = Answer::Failed(ErrorCode::NotCoordinator);
+        outbox.refuse_held(ErrorCode::NotCoordinator);
+        assert_eq!(outbox.pop_ready(), Some((Token(1), refused.clone())));
+        assert_eq!(outbox.pop_ready(), Some((Token(2), refused)));
+        // The decision stands, and whoever asks now waits for it.
+        outbox.answer(Token(3), failed());
+        outbox.close();
+        assert_eq!(outbox.pop_ready(), None);
+        outbox.committed(&batch);
+        assert_eq!(outbox.pop_ready(), Some((Token(3), failed())));
+    }
+
+    #[test]
     fn decisions_are_not_torn() {
         let mut outbox = Outbox::default();
-        for sizes in [&[60, 60][..], &[30], &[30], &[500, 500], &[10]] {
-            sizes.iter().for_each(|size| outbox.write(record(*size)));
+        let beside = record(0).len_bytes();
+        for sizes in [&[60, 60][..], &[30], &[30], &[500, 500], &[30]] {
+            sizes.iter().for_each(|size| outbox.write(record(*size - beside)));
             outbox.close();
         }
-        assert_eq!(outbox.backlog_bytes(), 1_190);
+        assert_eq!(outbox.backlog_bytes(), 1_210);
         let mut sizes = Vec::new();
         while let Some(batch) = outbox.next_batch(180) {
             sizes.push(batch.records.len());

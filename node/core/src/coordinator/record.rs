@@ -24,6 +24,10 @@ use flumen_wire::group::legacy_offset_commit_key::LegacyOffsetCommitKey;
 use flumen_wire::group::offset_commit_key::OffsetCommitKey;
 use flumen_wire::group::offset_commit_value::OffsetCommitValue;
 
+/// What a record takes in a batch beside key and value, where its time is that of the batch: three lengths, the offset,
+/// attributes, the time, no headers.
+const RECORD_OVERHEAD_BYTES: usize = 3 * 5 + 5 + 3;
+
 /// One record, as it goes into the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -49,9 +53,9 @@ impl Record {
         Decoded::read(&self.key, self.value.as_deref())
     }
 
-    /// Bytes of key and value.
+    /// Bytes in a batch, at most.
     pub fn len_bytes(&self) -> usize {
-        self.key.len() + self.value.as_ref().map_or(0, Vec::len)
+        RECORD_OVERHEAD_BYTES + self.key.len() + self.value.as_ref().map_or(0, Vec::len)
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Putting a deadline off, which every heartbeat does, writes one number. The queue keeps the old time; when that
 //! comes, the deadline is put in again with the time that it has by then.
+//!
+//! Invariant: **whoever takes out what has passed comes to an end**: what is set meanwhile has not passed yet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,9 +27,14 @@ pub(super) enum Timer {
 /// A deadline's identity: at most one of a kind for each group and member.
 type Key = (Arc<str>, Timer);
 
+/// The shortest time that a deadline lies ahead.
+const AHEAD_MIN: Duration = Duration::from_millis(1);
+
 /// Deadlines on the monotonic clock.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
+    /// Until when deadlines were taken out.
+    passed: Duration,
     /// When each is due.
     due: BTreeMap<Key, Duration>,
     /// Each once, at the time that it had when it was put in; never later than when it is due.
@@ -39,6 +46,7 @@ pub(super) struct Timers {
 impl Timers {
     /// Sets a deadline, in place of the one that there was.
     pub(super) fn set(&mut self, group: &Arc<str>, timer: Timer, at: Duration) {
+        let at = at.max(self.passed + AHEAD_MIN);
         let key = (Arc::clone(group), timer);
         match self.due.insert(key.clone(), at) {
             None => drop(self.queue.insert((at, key))),
@@ -78,6 +86,13 @@ impl Timers {
         }
     }
 
+    /// Puts all off by the same time.
+    pub(super) fn put_off(&mut self, by: Duration) {
+        self.due.values_mut().for_each(|due| *due += by);
+        self.queue = self.due.iter().map(|(key, due)| (*due, key.clone())).collect();
+        self.queued.clear();
+    }
+
     /// When to look again at the latest; `None`: never.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.queue.first().map(|(at, _)| *at)
@@ -85,6 +100,7 @@ impl Timers {
 
     /// Takes out the next deadline that has passed.
     pub(super) fn pop(&mut self, now: Duration) -> Option<Key> {
+        self.passed = self.passed.max(now);
         while let Some((at, _)) = self.queue.first()
             && *at <= now
         {
@@ -130,9 +146,40 @@ mod tests {
         assert_eq!(timers.pop(at(4)), Some((Arc::clone(&a), Timer::Session("m".into()))));
         assert_eq!(timers.pop(at(4)), None);
         assert_eq!(timers.next_deadline(), Some(at(7)));
-        timers.set(&b, Timer::Join, at(2));
-        assert_eq!(timers.pop(at(4)), Some((b, Timer::Join)));
+        timers.set(&b, Timer::Join, at(5));
+        assert_eq!(timers.pop(at(6)), Some((b, Timer::Join)));
         assert_eq!((timers.pop(at(100)), timers.len()), (None, 0));
+    }
+
+    #[test]
+    fn what_is_set_while_deadlines_are_taken_out_has_not_passed() {
+        let mut timers = Timers::default();
+        let group: Arc<str> = "g".into();
+        let now = Duration::from_secs(5);
+        timers.set(&group, Timer::Join, now);
+        let mut taken = 0;
+        while let Some((group, timer)) = timers.pop(now) {
+            taken += 1;
+            assert_eq!(taken, 1);
+            timers.set(&group, timer, now);
+        }
+        assert!(timers.next_deadline().is_some_and(|next| next > now));
+    }
+
+    #[test]
+    fn all_may_be_put_off() {
+        let mut timers = Timers::default();
+        let group: Arc<str> = "g".into();
+        let at = Duration::from_secs;
+        timers.set(&group, Timer::Join, at(1));
+        timers.set(&group, Timer::Sync, at(2));
+        timers.set(&group, Timer::Sync, at(5));
+        timers.put_off(at(10));
+        assert_eq!((timers.pop(at(10)), timers.next_deadline()), (None, Some(at(11))));
+        assert_eq!(timers.pop(at(14)), Some((Arc::clone(&group), Timer::Join)));
+        assert_eq!(timers.pop(at(14)), None);
+        timers.cancel(&group, Timer::Sync);
+        assert_eq!((timers.pop(at(100)), timers.len(), timers.queue.len()), (None, 0, 0));
     }
 
     #[test]

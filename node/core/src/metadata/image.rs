@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::record::{
     BrokerRegistration, ClusterId, ConfigResource, PartitionChange, PartitionRecord, Record,
 };
-use super::topic_name::collision_key;
+use super::topic_name::{collision_key, is_internal_topic};
 use crate::config::{Overrides, Settings, StaticSettings};
 use crate::types::{LeaderEpoch, NodeId, TopicId};
 
@@ -20,6 +20,7 @@ use crate::types::{LeaderEpoch, NodeId, TopicId};
 pub struct Image {
     /// How many records were replayed, since the log began.
     offset: u64,
+    topics_offset: TopicsOffset,
     cluster_id: Option<ClusterId>,
     features: Arc<BTreeMap<String, i16>>,
     brokers: Arc<BTreeMap<NodeId, Arc<Broker>>>,
@@ -33,6 +34,18 @@ pub struct Image {
     partition_count: usize,
     next_producer_id: i64,
 }
+
+/// The offset at which topics, or their numbers of partitions, last changed; what an image says does not depend on it.
+#[derive(Clone, Copy, Debug, Default)]
+struct TopicsOffset(u64);
+
+impl PartialEq for TopicsOffset {
+    fn eq(&self, _: &TopicsOffset) -> bool {
+        true
+    }
+}
+
+impl Eq for TopicsOffset {}
 
 /// A registered node.
 pub type Broker = BrokerRegistration;
@@ -97,6 +110,12 @@ impl Image {
     /// How many records were replayed since the log began: the version of this image.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Two images of one log that agree in this have the same topics, with as many partitions. They differ in it also where
+    /// one began from a snapshot.
+    pub fn topics_offset(&self) -> u64 {
+        self.topics_offset.0
     }
 
     /// The cluster's identity, once it has one.
@@ -165,9 +184,15 @@ impl Image {
         self.configs.get(resource)
     }
 
-    /// The settings that were set for a topic; empty where there are none.
+    /// The settings that a topic has of its own: those that were set for it. The broker's own topics are synced before
+    /// anything in them is acknowledged, whatever was set for them or for all topics.
     pub fn topic_overrides(&self, name: &str) -> Arc<Overrides> {
-        self.overrides(&ConfigResource::Topic(name.to_owned())).cloned().unwrap_or_default()
+        let mut overrides =
+            self.overrides(&ConfigResource::Topic(name.to_owned())).cloned().unwrap_or_default();
+        if is_internal_topic(name) {
+            Arc::make_mut(&mut overrides).insert("flush.messages".to_owned(), "1".to_owned());
+        }
+        overrides
     }
 
     /// The settings that were set for a group, if any were.
@@ -234,6 +259,9 @@ impl Image {
             }
         }
         self.offset += 1;
+        if matches!(record, Record::Topic { .. } | Record::Partition(_) | Record::RemoveTopic(_)) {
+            self.topics_offset = TopicsOffset(self.offset);
+        }
         Ok(())
     }
 
@@ -283,6 +311,7 @@ impl Image {
             image.replay(record)?;
         }
         image.offset = offset;
+        image.topics_offset = TopicsOffset(offset);
         Ok(image)
     }
 
@@ -512,6 +541,51 @@ mod tests {
         assert_eq!((partition.leader_epoch.0, partition.partition_epoch), (2, 3));
         assert_eq!(partition.leader, Some(NodeId(2)));
         assert_eq!(image.offset(), 5);
+    }
+
+    /// Groups compare their topics with an image only when it may matter to them.
+    #[test]
+    fn changes_of_topics_are_counted_apart() {
+        let mut image = Image::default();
+        let mut changes = |record: &Record| {
+            let before = image.topics_offset();
+            image.replay(record).expect("fits");
+            image.topics_offset() != before
+        };
+        assert!(!changes(&node(1)));
+        assert!(changes(&topic(1)) && changes(&partition(1, 0)));
+        assert!(!changes(&node(2)) && !changes(&change(1, 0, Some(None))));
+        let resource = ConfigResource::Topic("t1".to_owned());
+        assert!(!changes(&Record::Config { resource, name: "retention.ms".to_owned(), value: None }));
+        assert!(!changes(&Record::ProducerIds { node: NodeId(1), next: 1_000 }));
+        assert!(changes(&Record::RemoveTopic(TopicId([1; 16]))));
+        let restored = Image::from_snapshot(image.offset(), &image.snapshot()).expect("fits");
+        assert_eq!((restored.topics_offset(), &restored), (image.offset(), &image));
+    }
+
+    #[test]
+    fn topics_of_the_broker_are_synced_before_they_are_acknowledged() {
+        let set = |resource, name: &str| Record::Config {
+            resource,
+            name: name.to_owned(),
+            value: Some("100".to_owned()),
+        };
+        let own = |name: &str| ConfigResource::Topic(name.to_owned());
+        let image = replay(&[
+            set(ConfigResource::Broker(None), "log.flush.interval.messages"),
+            set(own("__consumer_offsets"), "flush.messages"),
+            set(own("mine"), "flush.messages"),
+        ])
+        .expect("fits");
+        let settings = image.settings(NodeId(1), &Default::default());
+        let flush = crate::config::topic_setting("flush.messages").expect("there");
+        for (name, synced) in [("__consumer_offsets", true), ("__transaction_state", true), ("mine", false)] {
+            let overrides = image.topic_overrides(name);
+            assert_eq!(settings.log_config(&overrides).is_durable_before_ack(), synced, "{name}");
+            let described = settings.describe_topic(flush, &overrides);
+            assert_eq!(described.value.as_deref(), Some(if synced { "1" } else { "100" }), "{name}");
+        }
+        assert!(!settings.log_config(&image.topic_overrides("other")).is_durable_before_ack());
     }
 
     /// Shards read old images while new ones are made.

@@ -16,13 +16,13 @@ use flumen_wire::ErrorCode;
 use flumen_wire::messages::join_group_request::JoinGroupRequest;
 
 use super::members::join_refused;
-use super::{ClassicGroup, ClassicState, Effects, Member, NEW_MEMBER_TIMEOUT, Protocol, millis};
+use super::{
+    ClassicGroup, ClassicState, Effects, Member, NEW_MEMBER_TIMEOUT, Protocol, members_bytes_max, millis,
+};
 use crate::coordinator::groups::Group;
 use crate::coordinator::outbox::Token;
 use crate::coordinator::{Caller, Context, Coordinator};
-use crate::limits::{
-    GROUP_MEMBERS_BYTES_MAX, GROUP_MEMBERS_MAX, GROUP_NAME_BYTES_MAX, GROUPS_PER_COORDINATOR_MAX,
-};
+use crate::limits::{GROUP_MEMBERS_MAX, GROUP_NAME_BYTES_MAX, GROUPS_PER_COORDINATOR_MAX};
 
 /// The first version whose members know that they have to ask for an id first (KIP-394).
 pub(in crate::coordinator) const MEMBER_ID_VERSION: i16 = 4;
@@ -30,6 +30,8 @@ pub(in crate::coordinator) const MEMBER_ID_VERSION: i16 = 4;
 const SKIP_ASSIGNMENT_VERSION: i16 = 9;
 /// What of a client's id goes into a member's id.
 const CLIENT_ID_BYTES_MAX: usize = GROUP_NAME_BYTES_MAX - 64;
+/// What follows it there: `-`, and a UUID in text.
+const UUID_BYTES: usize = 37;
 
 /// A JoinGroup on its way through the group.
 struct Joining<'a> {
@@ -48,11 +50,16 @@ impl Joining<'_> {
         said.map(|said| (said.name.into(), Bytes::copy_from_slice(said.metadata))).collect()
     }
 
-    /// What the member adds to its group; its id is made of one of its names.
+    /// What the member adds to its group, its id included, which may be still to be made.
     fn bytes(&self) -> usize {
         let said = self.request.protocols.iter().map(|said| said.name.len() + said.metadata.len());
-        let names = [self.caller.client_id, self.request.group_instance_id.unwrap_or_default()];
-        said.sum::<usize>() + 2 * names.map(str::len).iter().sum::<usize>()
+        let id = match self.request.member_id {
+            "" => named_part(self.caller, self.request).len() + UUID_BYTES,
+            id => id.len(),
+        };
+        let instance_id = self.request.group_instance_id.unwrap_or_default();
+        let names = [instance_id, self.caller.client_id, self.caller.client_host];
+        said.sum::<usize>() + id + names.map(str::len).iter().sum::<usize>()
     }
 
     fn says_what(&self, member: &Member) -> bool {
@@ -83,20 +90,25 @@ impl Joining<'_> {
     }
 }
 
+/// What the id of a new member begins with: whose it is.
+fn named_part<'a>(caller: &Caller<'a>, request: &JoinGroupRequest<'a>) -> &'a str {
+    let whose = request.group_instance_id.unwrap_or(caller.client_id);
+    let mut end = whose.len().min(CLIENT_ID_BYTES_MAX);
+    while !whose.is_char_boundary(end) {
+        end -= 1;
+    }
+    &whose[..end]
+}
+
 /// The id of a new member: whose it is, and a UUID.
 pub(in crate::coordinator) fn new_member_id(
     caller: &Caller<'_>,
     request: &JoinGroupRequest<'_>,
     uuid: &[u8; 16],
 ) -> Arc<str> {
-    let whose = request.group_instance_id.unwrap_or(caller.client_id);
-    let mut end = whose.len().min(CLIENT_ID_BYTES_MAX);
-    while !whose.is_char_boundary(end) {
-        end -= 1;
-    }
     let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     let uuid = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    format!("{}-{uuid}", &whose[..end]).into()
+    format!("{}-{uuid}", named_part(caller, request)).into()
 }
 
 impl Coordinator {
@@ -168,13 +180,17 @@ impl ClassicGroup {
         let names = request.protocols.iter().map(|protocol| protocol.name);
         if !self.accepts(request.member_id, fx.cx.config.max_size as usize) {
             joining.refuse(fx, "", ErrorCode::GroupMaxSizeReached);
-            if self.members.contains_key(request.member_id) {
-                self.remove(fx, request.member_id);
+            let was_member = self.members.contains_key(request.member_id);
+            self.remove(fx, request.member_id);
+            if was_member {
                 self.members_left(fx);
+            } else {
+                // Perhaps its id was the last that was waited for.
+                self.complete_join_if_all_joined(fx);
             }
         } else if !self.supports(request.protocol_type, names) {
             joining.refuse(fx, request.member_id, ErrorCode::InconsistentGroupProtocol);
-        } else if self.bytes - self.bytes_of(request.member_id) + joining.bytes() > GROUP_MEMBERS_BYTES_MAX {
+        } else if self.bytes - self.bytes_of(request.member_id) + joining.bytes() > members_bytes_max(fx.cx) {
             // No record holds it; Kafka finds that out later, and says the same.
             joining.refuse(fx, request.member_id, ErrorCode::UnknownServerError);
         } else if request.member_id.is_empty() {
@@ -209,7 +225,7 @@ impl ClassicGroup {
         } else if joining.caller.version >= MEMBER_ID_VERSION {
             fx.session(&self.id, &member_id, millis(joining.request.session_timeout_ms));
             joining.refuse(fx, &member_id, ErrorCode::MemberIdRequired);
-            self.pending.insert(member_id);
+            self.add_pending(member_id);
         } else {
             self.add(fx, joining, member_id);
         }

@@ -77,7 +77,7 @@ impl ClassicGroup {
     /// Puts a member in. The first one brings its type of protocols and leads.
     pub(super) fn insert(&mut self, member: Member) {
         let id = Arc::clone(&member.id);
-        self.pending.remove(&id);
+        self.take_pending(&id);
         if self.leader.is_none() {
             self.leader = Some(Arc::clone(&id));
         }
@@ -95,7 +95,7 @@ impl ClassicGroup {
     pub(super) fn remove(&mut self, fx: &mut Effects<'_>, member_id: &str) {
         self.refuse_waiting(fx, member_id, "", ErrorCode::UnknownMemberId);
         self.pending_sync.remove(member_id);
-        if let Some(pending) = self.pending.take(member_id) {
+        if let Some(pending) = self.take_pending(member_id) {
             fx.timers.cancel(&self.id, Timer::Session(pending));
         }
         let Some(member) = self.members.remove(member_id) else { return };
@@ -112,9 +112,26 @@ impl ClassicGroup {
         fx.timers.cancel(&self.id, Timer::Session(member.id));
     }
 
-    /// What a member, if it is one, has added to the group.
+    /// What a member, if it is one or is about to be, has added to the group.
     pub(super) fn bytes_of(&self, member_id: &str) -> usize {
-        self.members.get(member_id).map_or(0, |member| member.name_bytes() + bytes_of(&member.protocols))
+        match self.members.get(member_id) {
+            Some(member) => member.name_bytes() + bytes_of(&member.protocols),
+            None => self.pending.get(member_id).map_or(0, |id| id.len()),
+        }
+    }
+
+    /// An id was given out.
+    pub(super) fn add_pending(&mut self, member_id: Arc<str>) {
+        self.bytes += member_id.len();
+        let is_new = self.pending.insert(member_id);
+        assert!(is_new, "an id is given out once");
+    }
+
+    /// It was used, or will not be.
+    pub(super) fn take_pending(&mut self, member_id: &str) -> Option<Arc<str>> {
+        let pending = self.pending.take(member_id)?;
+        self.bytes -= pending.len();
+        Some(pending)
     }
 
     fn count_protocols(&mut self, protocols: &[Protocol], present: bool) {

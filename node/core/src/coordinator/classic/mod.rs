@@ -41,12 +41,14 @@ use flumen_wire::group::group_metadata_key::GroupMetadataKey;
 use flumen_wire::group::group_metadata_value::{GroupMetadataValue, MemberMetadata};
 
 use super::answer::{Answer, DescribedMember, GroupDescription, ListedGroup};
+use super::consumer::Refused;
 use super::groups::{Group, Groups};
 use super::offsets::Aging;
 use super::outbox::{Outbox, Token};
 use super::record::Record;
 use super::timers::{Timer, Timers};
 use super::{Context, Coordinator};
+use crate::limits::GROUP_MEMBERS_BYTES_MAX;
 
 /// The type of protocols whose bytes the coordinator can read: that of Kafka's consumers.
 pub(in crate::coordinator) const CONSUMER: &str = "consumer";
@@ -129,7 +131,7 @@ pub(in crate::coordinator) struct ClassicGroup {
     supported: BTreeMap<Arc<str>, usize>,
     /// How many members have a `join`.
     awaiting_join: usize,
-    /// Bytes of what members say and are called.
+    /// Bytes of what members say and are called, and of ids that were given out.
     bytes: usize,
     /// What the members of this generation read, where that is known.
     subscribed: Option<BTreeSet<Arc<str>>>,
@@ -160,6 +162,12 @@ impl Effects<'_> {
     fn session(&mut self, group: &Arc<str>, member: &Arc<str>, timeout: Duration) {
         self.timers.set(group, Timer::Session(Arc::clone(member)), self.cx.now + timeout);
     }
+}
+
+/// What the members of a group may say, and what they may be assigned, in bytes of each: the group's record, which has both
+/// and some more, has to fit the log.
+fn members_bytes_max(cx: &Context<'_>) -> usize {
+    GROUP_MEMBERS_BYTES_MAX.min(cx.decision_bytes_max / 3)
 }
 
 /// Times of clients are signed; what is negative is none.
@@ -267,7 +275,7 @@ impl ClassicGroup {
 /// Hard state.
 impl ClassicGroup {
     /// The record of the group as it is now.
-    fn record(&self) -> Record {
+    pub(in crate::coordinator) fn record(&self) -> Record {
         let members = self.members.values().map(|member| MemberMetadata {
             member_id: &member.id,
             group_instance_id: member.group_instance_id.as_deref(),
@@ -408,9 +416,11 @@ impl Coordinator {
     }
 
     pub(in crate::coordinator) fn describe_group(&self, id: &str) -> Answer {
-        match self.groups.classic(id) {
-            Some(group) => Answer::Described(group.described()),
-            None => Answer::Failed(ErrorCode::GroupIdNotFound),
-        }
+        let refused = |text: String| Err(Refused::new(ErrorCode::GroupIdNotFound, text));
+        Answer::Described(match self.groups.get(id) {
+            Some(Group::Classic(group)) => Ok(group.described()),
+            Some(Group::Consumer(_)) => refused(format!("Group {id} is not a classic group.")),
+            None => refused(format!("Group {id} not found.")),
+        })
     }
 }

@@ -12,6 +12,10 @@ use crate::coordinator::answer::{Answer, JoinAnswer, JoinedMember};
 use crate::coordinator::timers::Timer;
 use crate::coordinator::{Context, Coordinator};
 
+/// The shortest time that members have for a rebalance. One that asks for less, or for none, would have the others gone
+/// before they can hear of it.
+const REBALANCE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
 impl ClassicGroup {
     /// Begins a new generation, unless one is being formed already: that one may be complete now.
     pub(super) fn rebalance(&mut self, fx: &mut Effects<'_>) {
@@ -63,7 +67,8 @@ impl ClassicGroup {
 
     /// The longest time that any member takes to join.
     fn rebalance_timeout(&self) -> Duration {
-        self.members.values().map(|member| millis(member.rebalance_timeout_ms)).max().unwrap_or_default()
+        let own = self.members.values().map(|member| millis(member.rebalance_timeout_ms));
+        own.max().unwrap_or_default().max(REBALANCE_TIMEOUT_MIN)
     }
 
     /// The time for joining is over.
@@ -187,7 +192,7 @@ impl ClassicGroup {
     /// A member was silent for its session timeout. Whoever waits for an answer of ours is not silent, unless it is new:
     /// then it may not know its id, and could never be heard of again.
     fn session_is_over(&mut self, fx: &mut Effects<'_>, member_id: &Arc<str>) {
-        if self.pending.remove(member_id) {
+        if self.take_pending(member_id).is_some() {
             self.complete_join_if_all_joined(fx);
             return;
         }

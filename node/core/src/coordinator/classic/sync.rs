@@ -8,13 +8,12 @@ use flumen_wire::messages::heartbeat_request::HeartbeatRequest;
 use flumen_wire::messages::leave_group_request::{LeaveGroupRequest, MemberIdentity};
 use flumen_wire::messages::sync_group_request::SyncGroupRequest;
 
-use super::{ClassicGroup, ClassicState, Effects};
+use super::{ClassicGroup, ClassicState, Effects, members_bytes_max};
 use crate::coordinator::answer::Answer;
 use crate::coordinator::groups::Group;
 use crate::coordinator::outbox::Token;
 use crate::coordinator::timers::Timer;
 use crate::coordinator::{Context, Coordinator};
-use crate::limits::GROUP_MEMBERS_BYTES_MAX;
 
 impl Coordinator {
     pub(in crate::coordinator) fn sync_group(
@@ -141,7 +140,7 @@ impl ClassicGroup {
         let made: BTreeMap<&str, &[u8]> =
             request.assignments.iter().map(|made| (made.member_id, made.assignment)).collect();
         let bytes: usize = made.values().map(|assignment| assignment.len()).sum();
-        if bytes > GROUP_MEMBERS_BYTES_MAX {
+        if bytes > members_bytes_max(fx.cx) {
             // No record holds it. As in Kafka, all hear of it, and try again.
             self.refuse_syncs(fx, ErrorCode::UnknownServerError);
             return self.rebalance(fx);

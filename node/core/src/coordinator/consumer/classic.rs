@@ -99,7 +99,7 @@ impl ConsumerGroup {
             member_id: Arc::clone(&id),
             after_ms: rebalance_timeout_ms(request),
         });
-        self.compared_with.set(Some(context.image.offset()));
+        self.compared_with.set(Some(context.image.topics_offset()));
         let answer = ClassicJoined { member_id: id, generation_id: after.member_epoch, protocol_name };
         Ok(Decision { records, answer, timers })
     }

@@ -24,7 +24,7 @@ pub struct ConsumerGroup {
     pub(super) static_members: BTreeMap<Arc<str>, Arc<str>>,
     /// Who may own each partition. Follows from what the members have and have to give up.
     owners: HashMap<PartitionId, Arc<str>>,
-    /// The image that the topics of this group were last compared with. No state: only spares comparing again.
+    /// The topics, as the image counts their changes, that those of this group were last compared with. No state: only spares comparing again.
     pub(super) compared_with: Cell<Option<u64>>,
 }
 

@@ -23,6 +23,9 @@ pub const LEAVE_EPOCH: i32 = -1;
 /// The epoch with which a static member leaves to come back, and which it has meanwhile.
 pub const LEAVE_STATIC_EPOCH: i32 = -2;
 
+/// What it says, what it is to have and what it has.
+const RECORDS_PER_MEMBER: usize = 3;
+
 /// A heartbeat.
 #[derive(Clone, Copy, Debug)]
 pub struct Heartbeat<'a> {
@@ -133,7 +136,7 @@ impl ConsumerGroup {
             assignment: tells.then_some(after.assigned),
         };
         // Only now is it certain that the records of this comparison are appended.
-        self.compared_with.set(Some(context.image.offset()));
+        self.compared_with.set(Some(context.image.topics_offset()));
         Ok(Decision { records, answer, timers })
     }
 
@@ -273,8 +276,11 @@ impl Draft<'_> {
         if resubscribes {
             self.drop_unused_expressions();
         }
-        if resubscribes || self.group.is_metadata_newer(context.image) {
+        let is_metadata_newer = self.group.is_metadata_newer(context.image);
+        if is_metadata_newer {
             self.refresh_expressions(context);
+        }
+        if resubscribes || is_metadata_newer {
             self.raise_epoch(context, resubscribes);
         }
         self.assign(context);
@@ -371,14 +377,16 @@ impl Draft<'_> {
         member
     }
 
-    /// What members say is kept, in memory and in the log.
+    /// What members say is kept, in memory and in the log, and each record names the group and the member.
     fn check_bytes(&self) -> Result<(), Refused> {
-        let bytes: usize = self.group.members.values().map(|member| member.metadata.len_bytes()).sum();
+        let names = |id: &str| RECORDS_PER_MEMBER * (self.group.id.len() + id.len());
+        let members = self.group.members.iter();
+        let bytes: usize = members.map(|(id, member)| names(id) + member.metadata.len_bytes()).sum();
         if bytes <= GROUP_MEMBERS_BYTES_MAX {
             return Ok(());
         }
         let text = format!(
-            "What the members of the group subscribe to takes more than {GROUP_MEMBERS_BYTES_MAX} bytes."
+            "What the members of the group say and are called takes more than {GROUP_MEMBERS_BYTES_MAX} bytes."
         );
         Err(Refused::new(ErrorCode::GroupMaxSizeReached, text))
     }

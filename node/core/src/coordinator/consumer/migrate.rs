@@ -30,7 +30,7 @@ use super::change::{
     TargetEpoch,
 };
 use super::classic::{ClassicJoin, assignment, consumer_metadata, partitions, subscription, version_of};
-use super::requests::in_context;
+use super::requests::{fits, in_context};
 use super::{Client, ConsumerGroup, Heartbeat, HeartbeatAnswer, Refused};
 use crate::coordinator::answer::{Answer, JoinAnswer, SyncAnswer};
 use crate::coordinator::assignor::Partitions;
@@ -38,6 +38,7 @@ use crate::coordinator::classic::{
     CONSUMER, ClassicGroup, MEMBER_ID_VERSION, MovedMember, join_refused, new_member_id,
 };
 use crate::coordinator::outbox::Token;
+use crate::coordinator::record::Record;
 use crate::coordinator::{Caller, Context, Coordinator};
 use crate::limits::GROUP_MEMBERS_MAX;
 use crate::types::PartitionId;
@@ -62,7 +63,11 @@ impl Coordinator {
         let client = Client { id: caller.client_id, host: caller.client_host };
         let join = ClassicJoin { request, client, member_id: &member_id };
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
-        let answer = match in_context(cx, request.group_id, |context| group.classic_join(context, &join)) {
+        let decision = in_context(cx, request.group_id, |context| group.classic_join(context, &join));
+        let decision = decision.and_then(|decision| {
+            decision.encode(request.group_id).fitting(cx).map_err(|refused| refused.code)
+        });
+        let answer = match decision {
             Err(error) => join_refused(&member_id, error),
             Ok(decision) => {
                 let joined = self.carry_out(cx, &request.group_id.into(), decision);
@@ -92,6 +97,7 @@ impl Coordinator {
         let answer = match in_context(cx, request.group_id, |context| group.classic_sync(context, request)) {
             Err(error) => Answer::Failed(error),
             Ok(decision) => {
+                let decision = decision.encode(request.group_id);
                 let synced = self.carry_out(cx, &request.group_id.into(), decision);
                 Answer::Synced(SyncAnswer {
                     protocol_type: Some(CONSUMER.into()),
@@ -111,7 +117,7 @@ impl Coordinator {
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
         match in_context(cx, request.group_id, |context| group.classic_heartbeat(context, request)) {
             Err(error) => error,
-            Ok(decision) => self.carry_out(cx, &request.group_id.into(), decision),
+            Ok(decision) => self.carry_out(cx, &request.group_id.into(), decision.encode(request.group_id)),
         }
     }
 
@@ -124,7 +130,10 @@ impl Coordinator {
         let group = self.groups.consumer(request.group_id).expect("a consumer group is asked");
         let decision =
             in_context(cx, request.group_id, |context| group.classic_leave(context, &request.members));
-        Answer::Left(self.carry_out(cx, &request.group_id.into(), decision))
+        match decision.encode(request.group_id).fitting(cx) {
+            Ok(decision) => Answer::Left(self.carry_out(cx, &request.group_id.into(), decision)),
+            Err(refused) => Answer::Failed(refused.code),
+        }
     }
 }
 
@@ -137,23 +146,25 @@ impl Coordinator {
         heartbeat: &Heartbeat<'_>,
     ) -> Result<HeartbeatAnswer, Refused> {
         let id: Arc<str> = heartbeat.request.group_id.into();
-        let refused = || {
-            let text = format!("Group {id} is not a consumer group.");
+        let classic = self.groups.classic(&id).expect("a classic group is asked");
+        let refused = |obstacle: &str| {
+            let text = format!("Cannot upgrade classic group {id} to consumer group because {obstacle}.");
             Refused::new(ErrorCode::GroupIdNotFound, text)
         };
-        if !cx.config.consumer_migration_upgrade {
-            return Err(refused());
-        }
-        let classic = self.groups.classic(&id).ok_or_else(refused)?;
-        let changes = upgraded(cx, classic).ok_or_else(refused)?;
+        let changes = upgraded(cx, classic).map_err(refused)?;
         let mut group = ConsumerGroup::new(Arc::clone(&id));
         changes.iter().for_each(|change| group.replay(change));
         // Nothing has changed yet: if the member is refused, the group stays as it is.
         let (decision, timers) = in_context(cx, &id, |context| {
             group.heartbeat(context, heartbeat).map(|decision| (decision, group.timers(context)))
         })?;
+        let decision = decision.encode(&id).fitting(cx)?;
+        let moved: Vec<Record> = changes.iter().map(|change| change.encode(&id)).collect();
+        if !fits(cx, &moved) {
+            return Err(refused(TOO_LARGE));
+        }
         self.end_moved_classic(cx, &id);
-        self.write_all(changes.iter().map(|change| change.encode(&id)).collect());
+        self.write_all(moved);
         timers.into_iter().for_each(|timer| self.set_timer(cx, &id, timer));
         Ok(self.carry_out(cx, &id, decision))
     }
@@ -161,8 +172,8 @@ impl Coordinator {
     /// Makes a consumer group a classic one if no member speaks the consumer protocol any more.
     pub(super) fn downgrade_if_all_classic(&mut self, cx: &Context<'_>, id: &Arc<str>) {
         let Some(group) = self.groups.consumer(id) else { return };
-        let fits = group.members().len() <= (cx.config.max_size as usize).min(GROUP_MEMBERS_MAX);
-        if !cx.config.consumer_migration_downgrade || !fits || !group.is_all_classic() {
+        let has_room = group.members().len() <= (cx.config.max_size as usize).min(GROUP_MEMBERS_MAX);
+        if !cx.config.consumer_migration_downgrade || !has_room || !group.is_all_classic() {
             return;
         }
         let members = group.members().filter_map(|(id, member)| {
@@ -181,18 +192,37 @@ impl Coordinator {
             })
         });
         let moved = ClassicGroup::of_moved(cx, id, group.epoch(), CONSUMER, members.collect());
+        let mut records = group.tombstones();
+        records.push(moved.record());
+        if !fits(cx, &records) {
+            return;
+        }
         self.write_group_tombstones(id);
         self.timers.cancel_group(id);
         self.begin_moved_classic(cx, moved);
     }
 }
 
-/// What makes a consumer group out of a classic one. `None`: it is not of consumers, or has too many.
-fn upgraded(cx: &Context<'_>, classic: &ClassicGroup) -> Option<Vec<Change>> {
+/// Why a classic group stays one, in Kafka's words.
+const DISABLED: &str = "online upgrade is disabled";
+const NOT_OF_CONSUMERS: &str = "the group does not use the consumer embedded protocol";
+const TOO_LARGE: &str = "the group size exceeds the consumer group maximum size";
+const MALFORMED: &str = "the embedded consumer protocol is malformed";
+const CUSTOM_ASSIGNOR: &str = "an unsupported custom assignor is in use. Please refer to the documentation or switch to a \
+                               default assignor before re-attempting the upgrade";
+
+/// What makes a consumer group out of a classic one, or why there is none to be made.
+fn upgraded(cx: &Context<'_>, classic: &ClassicGroup) -> Result<Vec<Change>, &'static str> {
     let members = classic.moving();
     let max_size = (cx.config.consumer_max_size as usize).min(GROUP_MEMBERS_MAX);
-    if !classic.uses_consumer_protocol() || members.len() >= max_size {
-        return None;
+    if !cx.config.consumer_migration_upgrade {
+        return Err(DISABLED);
+    }
+    if !classic.uses_consumer_protocol() {
+        return Err(NOT_OF_CONSUMERS);
+    }
+    if members.len() >= max_size {
+        return Err(TOO_LARGE);
     }
     let epoch = classic.generation_id();
     let spoken = classic.spoken_protocol();
@@ -212,23 +242,27 @@ fn upgraded(cx: &Context<'_>, classic: &ClassicGroup) -> Option<Vec<Change>> {
             pending_revocation: Partitions::new(),
             since: AssignmentEpochs::all(&owned, epoch),
         };
-        let metadata = moved_metadata(member, spoken.as_deref())?;
+        let metadata = moved_metadata(member, spoken.as_deref()).ok_or(MALFORMED)?;
         changes.push(Change::Member(Arc::clone(&id), Some(Arc::new(metadata))));
         changes.push(Change::Target(Arc::clone(&id), Some(Arc::new(owned))));
         changes.push(Change::Current(id, Some(current)));
     }
-    Some(changes)
+    Ok(changes)
 }
 
 /// What each member of a classic group may own: what it was assigned, and what it said that it owns when it joined. While
 /// a generation forms there are no assignments, and members of a cooperative protocol keep what they have. What two
 /// of them claim is that one's who said so of the later generation.
-fn owned(cx: &Context<'_>, members: &[MovedMember], spoken: Option<&str>) -> Option<Vec<Partitions>> {
+fn owned(
+    cx: &Context<'_>,
+    members: &[MovedMember],
+    spoken: Option<&str>,
+) -> Result<Vec<Partitions>, &'static str> {
     let mut owned = Vec::with_capacity(members.len());
     let mut claims = Vec::new();
     for (place, member) in members.iter().enumerate() {
         owned.push(assigned(cx, member)?);
-        let said = said_to(&member.protocols, spoken)?;
+        let said = said_to(&member.protocols, spoken).ok_or(MALFORMED)?;
         let topics = said.owned_partitions.iter().map(|one| (one.topic, &one.partitions[..]));
         claims.push((Reverse(said.generation_id), place, partitions(cx.image, topics)));
     }
@@ -238,17 +272,22 @@ fn owned(cx: &Context<'_>, members: &[MovedMember], spoken: Option<&str>) -> Opt
         let free = claimed.filtered(|partition| taken.insert(partition));
         owned[place] = owned[place].union(&free);
     }
-    Some(owned)
+    Ok(owned)
 }
 
-/// What a member of a classic group was assigned; nothing before it was.
-fn assigned(cx: &Context<'_>, member: &MovedMember) -> Option<Partitions> {
+/// What a member of a classic group was assigned; nothing before it was. What an assignor of its own has added (that of
+/// Kafka Streams does) no assignor of the coordinator's would add again.
+fn assigned(cx: &Context<'_>, member: &MovedMember) -> Result<Partitions, &'static str> {
     if member.assignment.is_empty() {
-        return Some(Partitions::new());
+        return Ok(Partitions::new());
     }
-    let said = ConsumerProtocolAssignment::from_versioned_lenient(&member.assignment).ok()?;
+    let said = ConsumerProtocolAssignment::from_versioned_lenient(&member.assignment);
+    let said = said.map_err(|_| MALFORMED)?;
+    if said.user_data.is_some_and(|added| !added.is_empty()) {
+        return Err(CUSTOM_ASSIGNOR);
+    }
     let topics = said.assigned_partitions.iter().map(|topic| (topic.topic, &topic.partitions[..]));
-    Some(partitions(cx.image, topics))
+    Ok(partitions(cx.image, topics))
 }
 
 /// What a member says to the protocol that is spoken, or to the one that it likes best.

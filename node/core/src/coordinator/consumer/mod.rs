@@ -147,7 +147,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    fn new(code: ErrorCode, message: impl Into<String>) -> Refused {
+    pub(in crate::coordinator) fn new(code: ErrorCode, message: impl Into<String>) -> Refused {
         Refused { code, message: message.into() }
     }
 }

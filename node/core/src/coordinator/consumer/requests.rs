@@ -51,6 +51,37 @@ pub(super) fn in_context<R>(
     decide(&Context { image: cx.image, settings: &settings, now_ms: cx.now_ms })
 }
 
+/// A decision in the bytes of the log.
+pub(super) struct Encoded<R> {
+    records: Vec<Record>,
+    answer: R,
+    timers: Vec<TimerChange>,
+}
+
+impl<R> Decision<R> {
+    pub(super) fn encode(self, group_id: &str) -> Encoded<R> {
+        let Decision { records, answer, timers } = self;
+        let records = records.iter().map(|change| change.encode(group_id)).collect();
+        Encoded { records, answer, timers }
+    }
+}
+
+impl<R> Encoded<R> {
+    /// Refuses what the log does not take, as Kafka does.
+    pub(super) fn fitting(self, cx: &coordinator::Context<'_>) -> Result<Encoded<R>, Refused> {
+        if fits(cx, &self.records) {
+            return Ok(self);
+        }
+        let text = "What was decided is larger than a record batch may be.";
+        Err(Refused::new(ErrorCode::UnknownServerError, text))
+    }
+}
+
+/// Whether records may be written as one of two parts of a decision: a change of the group, and its change of kind.
+pub(super) fn fits(cx: &coordinator::Context<'_>, records: &[Record]) -> bool {
+    records.iter().map(Record::len_bytes).sum::<usize>() <= cx.decision_bytes_max / 2
+}
+
 /// Requests.
 impl Coordinator {
     pub(in crate::coordinator) fn consumer_group_heartbeat(
@@ -100,6 +131,7 @@ impl Coordinator {
             None => return not_found(format!("Group {id} not found.")),
         };
         let id: Arc<str> = id.into();
+        let decision = decision.encode(&id).fitting(cx)?;
         if self.groups.consumer(&id).is_none() {
             self.write_group_tombstones(&id);
             self.timers.cancel_group(&id);
@@ -136,10 +168,9 @@ impl Coordinator {
         &mut self,
         cx: &coordinator::Context<'_>,
         group_id: &Arc<str>,
-        decision: Decision<R>,
+        decision: Encoded<R>,
     ) -> R {
-        let records = decision.records.iter().map(|change| change.encode(group_id)).collect();
-        self.write_all(records);
+        self.write_all(decision.records);
         decision.timers.into_iter().for_each(|change| self.set_timer(cx, group_id, change));
         self.downgrade_if_all_classic(cx, group_id);
         decision.answer
@@ -199,7 +230,7 @@ impl Coordinator {
     ) {
         if let Some(group) = self.groups.consumer(group_id) {
             let decision = in_context(cx, group_id, |context| group.session_expired(context, member_id));
-            self.carry_out(cx, group_id, decision);
+            self.carry_out(cx, group_id, decision.encode(group_id));
         }
     }
 
@@ -211,7 +242,7 @@ impl Coordinator {
     ) {
         if let Some(group) = self.groups.consumer(group_id) {
             let decision = in_context(cx, group_id, |context| group.rebalance_expired(context, member_id));
-            self.carry_out(cx, group_id, decision);
+            self.carry_out(cx, group_id, decision.encode(group_id));
         }
     }
 }

@@ -4,19 +4,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use flumen_wire::ErrorCode;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::super::assignor::{self, Assignor, PartitionCounts};
 use super::change::{Change, GroupEpoch, ResolvedExpression, TargetEpoch};
 use super::group::{ConsumerGroup, Draft};
 use super::{Context, Refused, expression};
+use crate::limits::GROUP_EXPRESSIONS_MAX;
 use crate::metadata::Image;
 use crate::types::TopicId;
 
 impl ConsumerGroup {
     /// Whether the topics of this group may have changed since it was last compared with an image.
     pub(super) fn is_metadata_newer(&self, image: &Image) -> bool {
-        self.compared_with.get() != Some(image.offset())
+        self.compared_with.get() != Some(image.topics_offset())
     }
 
     /// Whether there is no target for the group's epoch, and the last assignment was long enough ago.
@@ -63,6 +65,12 @@ impl Draft<'_> {
             return Ok(());
         }
         let compiled = expression::compile(regex)?;
+        if self.group.expressions.len() >= GROUP_EXPRESSIONS_MAX {
+            let text = format!(
+                "The members of the group subscribe by {GROUP_EXPRESSIONS_MAX} regular expressions already."
+            );
+            return Err(Refused::new(ErrorCode::GroupMaxSizeReached, text));
+        }
         let topics = expression::matching(&compiled, context.image);
         self.push(Change::Expression(Arc::clone(regex), Some(resolved(context, topics))));
         Ok(())
@@ -80,7 +88,8 @@ impl Draft<'_> {
         }
     }
 
-    /// Resolves all expressions again.
+    /// Resolves all expressions again. They are compiled anew: topics come and go seldom, and what is compiled takes up to a
+    /// mebibyte.
     pub(super) fn refresh_expressions(&mut self, context: &Context<'_>) {
         let mut changed = Vec::new();
         for (regex, before) in &self.group.expressions {
@@ -168,4 +177,26 @@ fn resolved(context: &Context<'_>, topics: Vec<Arc<str>>) -> Arc<ResolvedExpress
         image_offset: context.image.offset().cast_signed(),
         timestamp_ms: context.now_ms,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::{ConfigResource, Record};
+
+    #[test]
+    fn a_setting_is_no_reason_to_compare_topics_again() {
+        let group = ConsumerGroup::new("g".into());
+        let mut image = Image::default();
+        let topic = |number: u8| Record::Topic { id: TopicId([number; 16]), name: format!("t{number}") };
+        image.replay(&topic(1)).expect("fits");
+        assert!(group.is_metadata_newer(&image));
+        group.compared_with.set(Some(image.topics_offset()));
+        let name = "retention.ms".to_owned();
+        let resource = ConfigResource::Topic("t1".to_owned());
+        image.replay(&Record::Config { resource, name, value: Some("1".to_owned()) }).expect("fits");
+        assert!(!group.is_metadata_newer(&image));
+        image.replay(&topic(2)).expect("fits");
+        assert!(group.is_metadata_newer(&image));
+    }
 }

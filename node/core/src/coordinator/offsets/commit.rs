@@ -32,7 +32,8 @@ impl Coordinator {
         }
         let room = OFFSETS_PER_COORDINATOR_MAX.saturating_sub(self.offsets.len());
         let mut records = Vec::new();
-        let mut bytes = 0;
+        let bytes_max = OFFSET_COMMIT_BYTES_MAX.min(cx.decision_bytes_max);
+        let (mut bytes, mut added) = (0, 0);
         let mut codes = Vec::new();
         for topic in &request.topics {
             let known = known_topic(cx, topic, caller.version);
@@ -47,15 +48,11 @@ impl Coordinator {
                     });
                     continue;
                 };
+                let is_new = self.offsets.get(request.group_id, &known.name, index).is_none();
                 if known.partition(index).is_none() {
                     codes.push(ErrorCode::UnknownTopicOrPartition);
                 } else if metadata.len() > cx.config.offset_metadata_bytes_max as usize {
                     codes.push(ErrorCode::OffsetMetadataTooLarge);
-                } else if bytes >= OFFSET_COMMIT_BYTES_MAX
-                    || records.len() >= room
-                        && self.offsets.get(request.group_id, &known.name, index).is_none()
-                {
-                    codes.push(ErrorCode::InvalidCommitOffsetSize);
                 } else {
                     let committed = Committed {
                         offset: partition.committed_offset,
@@ -66,7 +63,12 @@ impl Coordinator {
                         topic_id: known.id,
                     };
                     let record = record(&committed, request.group_id, &known.name, index);
+                    if bytes + record.len_bytes() > bytes_max || is_new && added >= room {
+                        codes.push(ErrorCode::InvalidCommitOffsetSize);
+                        continue;
+                    }
                     bytes += record.len_bytes();
+                    added += usize::from(is_new);
                     records.push(record);
                     codes.push(ErrorCode::None);
                 }

@@ -27,7 +27,7 @@ impl Coordinator {
         let groups: Vec<Arc<str>> = self.groups.iter().map(|(id, _)| Arc::clone(id)).collect();
         for id in groups {
             let expired = self.expired_offsets(cx, &id);
-            self.write_apart(expired);
+            self.write_apart(cx, expired);
             let is_empty = match self.groups.get(&id) {
                 Some(Group::Classic(group)) => group.is_abandoned(),
                 Some(Group::Consumer(group)) => group.is_empty(),
@@ -64,7 +64,7 @@ impl Coordinator {
     }
 
     /// Deletes all offsets of topics that are gone.
-    pub(in crate::coordinator) fn delete_offsets_of_topics(&mut self, deleted: &[&str]) {
+    pub(in crate::coordinator) fn delete_offsets_of_topics(&mut self, cx: &Context<'_>, deleted: &[&str]) {
         if deleted.is_empty() {
             return;
         }
@@ -75,7 +75,7 @@ impl Coordinator {
                 records.extend(partitions.keys().map(|partition| tombstone(group, topic, *partition)));
             }
         }
-        self.write_apart(records);
+        self.write_apart(cx, records);
     }
 }
 
@@ -85,18 +85,22 @@ impl Coordinator {
         let mut records = Vec::new();
         for (group, topics) in &self.offsets.by_group {
             for (topic, partitions) in topics {
-                let orphaned = partitions.iter().filter(|(_, committed)| committed.is_orphaned(cx));
+                let orphaned = partitions.iter().filter(|(_, committed)| committed.is_orphaned(cx, topic));
                 records.extend(orphaned.map(|(partition, _)| tombstone(group, topic, *partition)));
             }
         }
-        self.write_apart(records);
+        self.write_apart(cx, records);
     }
 }
 
 impl Committed {
-    /// Whether its topic is known to be gone. What was written without an identity has the benefit of the doubt.
-    fn is_orphaned(&self, cx: &Context<'_>) -> bool {
-        self.topic_id != TopicId::ZERO && cx.image.topic_by_id(self.topic_id).is_none()
+    /// Whether its topic is gone. Where it was written without an identity, another topic of that name has the benefit of
+    /// the doubt.
+    fn is_orphaned(&self, cx: &Context<'_>, topic: &str) -> bool {
+        match self.topic_id {
+            TopicId::ZERO => cx.image.topic(topic).is_none(),
+            id => cx.image.topic_by_id(id).is_none(),
+        }
     }
 
     fn is_expired(&self, cx: &Context<'_>, aging: Aging) -> bool {

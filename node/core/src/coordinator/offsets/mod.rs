@@ -20,7 +20,7 @@ use flumen_wire::messages::offset_delete_request::OffsetDeleteRequest;
 use super::answer::{Answer, FetchedPartition, FetchedTopic};
 use super::groups::Group;
 use super::record::Record;
-use super::{Coordinator, classic::ClassicState};
+use super::{Context, Coordinator, classic::ClassicState};
 use crate::types::TopicId;
 
 /// What Kafka writes: the topic's identity is there from version 4 on.
@@ -236,7 +236,7 @@ impl Coordinator {
     }
 
     /// Deletes offsets of topics that the group is not subscribed to. The topics exist: the handler has looked.
-    pub(super) fn delete_offsets(&mut self, request: &OffsetDeleteRequest<'_>) -> Answer {
+    pub(super) fn delete_offsets(&mut self, cx: &Context<'_>, request: &OffsetDeleteRequest<'_>) -> Answer {
         let group_id = request.group_id;
         let group = match self.groups.get(group_id) {
             None => return Answer::Failed(ErrorCode::GroupIdNotFound),
@@ -266,7 +266,7 @@ impl Coordinator {
                 }
             }
         }
-        self.write_all(records);
+        self.write_apart(cx, records);
         Answer::OffsetsDeleted(codes)
     }
 }
