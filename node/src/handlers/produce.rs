@@ -47,26 +47,25 @@ pub(crate) fn begin(shard: &Shard, mut request: Request) -> Flow {
     }
     request.release_frame();
     let refusal = refusal_of_all(&body);
-    let opens = body.topic_data.iter().any(|topic| {
-        let known = Known::find(shard, &frame, topic).filter(|known| known.rules.may_open());
-        let opens = |known: Known| {
-            let mut batches = topic.partition_data.iter().filter_map(|data| data.records);
-            batches.any(|records| known.rules.opens(records))
-        };
-        known.is_some_and(opens)
+    let known: Vec<Option<Known>> =
+        body.topic_data.iter().map(|topic| Known::find(shard, &frame, topic)).collect();
+    let topics = || body.topic_data.iter().zip(known.iter().map(Option::as_ref));
+    let opens = topics().any(|(topic, known)| {
+        let mut batches = topic.partition_data.iter().filter_map(|data| data.records);
+        known.is_some_and(|known| batches.any(|records| known.rules.opens(records)))
     });
-    let resolve = |topic| resolve(shard, &frame, topic, refusal.as_ref());
+    let resolve = |topic, known| resolve(&frame, topic, known, refusal.as_ref());
     if opens {
-        let topics = body.topic_data.iter();
-        let topics =
-            topics.map(|topic| (topic.name.into(), topic.topic_id, resolve(topic).collect())).collect();
+        let topics = topics()
+            .map(|(topic, known)| (topic.name.into(), topic.topic_id, resolve(topic, known).collect()))
+            .collect();
         begin_apart(shard, request, frame.frame.len(), topics);
         return Flow::Continue;
     }
     let call = shard.open_produce(request);
-    for topic in &body.topic_data {
+    for (topic, known) in topics() {
         shard.add_topic(call, topic.name, topic.topic_id);
-        for (index, part) in resolve(topic) {
+        for (index, part) in resolve(topic, known) {
             add(shard, call, index, part.check(usize::MAX).0);
         }
     }
@@ -175,19 +174,18 @@ impl Known {
 
 /// For each partition that a topic of a request names, what there is to do.
 fn resolve<'a>(
-    shard: &Shard,
     frame: &'a Request,
     topic: &'a TopicProduceData<'a>,
+    known: Option<&'a Known>,
     refusal: Option<&'a Outcome>,
-) -> impl Iterator<Item = (i32, Part)> + use<'a> {
-    let known = Known::find(shard, frame, topic);
+) -> impl Iterator<Item = (i32, Part)> {
     let unknown = match frame.version >= TOPIC_ID_VERSION {
         true => ErrorCode::UnknownTopicId,
         false => ErrorCode::UnknownTopicOrPartition,
     };
     topic.partition_data.iter().map(move |data| {
         let refused = |error| Part::Refused(Outcome::error(error));
-        let part = match (refusal, &known) {
+        let part = match (refusal, known) {
             (Some(refusal), _) => Part::Refused(refusal.clone()),
             (None, None) => refused(unknown),
             (None, Some(known)) if known.is_guarded => refused(ErrorCode::InvalidTopicException),
@@ -247,15 +245,10 @@ impl Rules {
         Rules { check, codec: config.compression_type, timestamps }
     }
 
-    /// Whether some batches are opened or compressed, which takes time.
-    fn may_open(&self) -> bool {
-        self.check.opens_compressed()
-    }
-
-    /// Whether this one is.
+    /// Whether a batch is opened or compressed, which takes time.
     fn opens(&self, records: &[u8]) -> bool {
         let recompresses = self.codec.is_some_and(|codec| codec != Compression::None);
-        recompresses || self.may_open() && is_compressed(records)
+        recompresses || self.check.opens_compressed() && is_compressed(records)
     }
 
     /// What enters the log of a batch that is sound.
