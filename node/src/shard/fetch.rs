@@ -158,7 +158,7 @@ pub(crate) enum RecordBytes {
     /// Where the cache or a disk read has them.
     Shared(Slice),
     /// One or more slices that were small parts of their buffers.
-    Copied(Box<[u8]>),
+    Copied(Vec<u8>),
 }
 
 impl Payload for RecordBytes {
@@ -173,21 +173,15 @@ impl Payload for RecordBytes {
 /// Copies what would pin much more than it brings, runs of it into one.
 fn record_bytes(slices: Vec<Slice>) -> Vec<RecordBytes> {
     let mut found = Vec::with_capacity(slices.len());
-    let mut small: Vec<u8> = Vec::new();
-    let end_run = |small: &mut Vec<u8>, found: &mut Vec<RecordBytes>| {
-        if !small.is_empty() {
-            found.push(RecordBytes::Copied(std::mem::take(small).into_boxed_slice()));
-        }
-    };
     for slice in slices {
-        if slice.len() * SHARED_PART < slice.buffer().as_slice().len() {
-            small.extend_from_slice(slice.as_slice());
-        } else {
-            end_run(&mut small, &mut found);
+        if slice.len() * SHARED_PART >= slice.buffer().as_slice().len() {
             found.push(RecordBytes::Shared(slice));
+        } else if let Some(RecordBytes::Copied(run)) = found.last_mut() {
+            run.extend_from_slice(slice.as_slice());
+        } else {
+            found.push(RecordBytes::Copied(slice.as_slice().to_vec()));
         }
     }
-    end_run(&mut small, &mut found);
     found
 }
 
@@ -298,7 +292,7 @@ impl Shard {
                         .lender
                         .lend(slice.buffer(), slice.range())
                         .unwrap_or_else(|| Lent::owned(slice.as_slice().into())),
-                    RecordBytes::Copied(bytes) => Lent::owned(bytes),
+                    RecordBytes::Copied(bytes) => Lent::owned(bytes.into_boxed_slice()),
                 })
             })
             .collect()
