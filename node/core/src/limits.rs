@@ -20,6 +20,8 @@ pub const JOURNAL_FILES_MAX: usize = 4096;
 
 /// Largest batch that the log accepts, whatever `max.message.bytes` says: it fits a request and a segment.
 pub const BATCH_BYTES_MAX: usize = 96 << 20;
+/// Bytes that one compressed batch of a log may open to, when it is compacted or searched by time.
+pub const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
 /// Staged bytes of a node at most: what is in memory and not in segments.
 pub const STAGED_BYTES_MAX: usize = 256 << 20;
 /// Staged bytes of one partition from which they go past the journal, straight to the segment.

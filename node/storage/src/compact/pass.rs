@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flumen_core::limits::DECOMPRESSED_BYTES_MAX;
 use flumen_core::log::{Cleanable, Fate, Group, OffsetMap, Pass};
 use flumen_core::types::{Offset, PartitionId};
 use flumen_wire::batch::{BatchHeader, Batches, RecordSet};
@@ -17,8 +18,6 @@ use crate::engine::{Engine, Life, planted};
 use crate::segment::{Cursor, SegmentView};
 use crate::slices::Slice;
 
-/// Bytes that one compressed batch may open to.
-const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
 /// Compressed batches from this size on are opened and closed on another thread.
 const OFFLOAD_BYTES_MIN: usize = 16 << 10;
 /// Bytes of old segments whose successors wait for one checkpoint together.

@@ -179,9 +179,7 @@ impl SegmentIndex {
 
     /// The entry with the greatest timestamp not above `timestamp`.
     pub fn lookup_time(&self, timestamp: i64) -> Option<TimeEntry> {
-        let after = self.times.partition_point(|(at, _)| *at <= timestamp);
-        let (timestamp, relative) = *self.times.get(after.checked_sub(1)?)?;
-        Some(TimeEntry { timestamp, offset: self.base_offset + i64::from(relative) })
+        self.last_time_while(|entry| entry.timestamp <= timestamp)
     }
 
     /// Greatest timestamp of what is covered.
@@ -191,10 +189,17 @@ impl SegmentIndex {
 
     /// The last time entry of what lies below `offset`: nothing before it has a greater timestamp.
     pub fn last_time_below(&self, offset: i64) -> Option<TimeEntry> {
-        let after =
-            self.times.partition_point(|(_, relative)| self.base_offset + i64::from(*relative) < offset);
-        let (timestamp, relative) = *self.times.get(after.checked_sub(1)?)?;
-        Some(TimeEntry { timestamp, offset: self.base_offset + i64::from(relative) })
+        self.last_time_while(|entry| entry.offset < offset)
+    }
+
+    /// The last of the time entries that are before a place in their order.
+    fn last_time_while(&self, is_before: impl Fn(TimeEntry) -> bool) -> Option<TimeEntry> {
+        let entry = |&(timestamp, relative): &(i64, u32)| TimeEntry {
+            timestamp,
+            offset: self.base_offset + i64::from(relative),
+        };
+        let after = self.times.partition_point(|time| is_before(entry(time)));
+        self.times.get(after.checked_sub(1)?).map(entry)
     }
 
     /// The last offset entry.

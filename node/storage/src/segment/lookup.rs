@@ -15,6 +15,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::rc::Rc;
 
+use flumen_core::limits::DECOMPRESSED_BYTES_MAX;
 use flumen_core::types::{LeaderEpoch, Offset, Timestamp};
 use flumen_wire::batch::{BatchHeader, Batches};
 use flumen_wire::compression::Compression;
@@ -30,8 +31,6 @@ use crate::slices::Slice;
 const SCAN_BYTES: usize = 1 << 20;
 /// Longest index file: a segment's positions are below 2 GiB, and the smallest batch with an entry takes more.
 const INDEX_FILE_BYTES_MAX: u64 = 1 << 30;
-/// Bytes that one compressed batch may open to when it is searched by time.
-const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
 
 /// An index in memory.
 #[derive(Clone)]
