@@ -148,27 +148,6 @@ def test_the_environment_names_the_brokers(broker):
     assert done.returncode == 0 and broker.address in done.stdout.decode()
 
 
-def test_nobody_there():
-    done = run(None, "topic", "list", "-b", "127.0.0.1:1")
-    assert done.status == 3
-    assert "no broker answers; 127.0.0.1:1: connection refused" in done.err and "--brokers" in done.err
-
-
-def test_wrong_arguments(broker):
-    for wrong in (
-        ["topic"],
-        ["topic", "create", "t", "-c", "novalue"],
-        ["consume", "t", "-o", "@noon"],
-        ["consume", "t", "-f", "%y"],
-        ["produce", "t", "-k", ""],
-        ["config", "get", "broker", "x"],
-        ["topic", "alter", "t"],
-        ["--timeout", "soon", "topic", "list"],
-    ):
-        done = run(broker, *wrong)
-        assert done.status == 2 and done.err and not done.out, wrong
-
-
 # -- records --------------------------------------------------------------------------------------
 
 
@@ -695,12 +674,6 @@ def test_what_a_crash_leaves_is_sound(tmp_path):
         assert [fault for fault in checked["faults"] if not fault["file"].endswith(".log")] == []
 
 
-def test_nothing_to_verify(tmp_path):
-    done = run(None, "log", "verify", tmp_path)
-    assert done.status == 2 and "no segments" in done.err
-    assert run(None, "log", "verify", tmp_path / "absent").status == 1
-
-
 def test_doctor(tmp_path):
     checks = {one["check"]: one for one in good(None, "doctor", "--data-dir", tmp_path, "--format", "json").json}
     assert checks["io_uring"]["state"] == "ok" and checks["kernel"]["state"] in ("ok", "warning")
@@ -708,16 +681,6 @@ def test_doctor(tmp_path):
     assert list(tmp_path.iterdir()) == []
     refused = run(None, "doctor", "--data-dir", "/proc/none")
     assert refused.status == 4 and "disk" in refused.text and "--data-dir" in refused.text
-
-
-def test_completions_and_man_pages(tmp_path):
-    for shell in ("bash", "zsh", "fish"):
-        assert b"consume" in good(None, "completions", shell).out
-    script = good(None, "completions", "bash").out
-    assert subprocess.run(["bash", "-n"], input=script).returncode == 0
-    assert good(None, "man").text.lstrip().startswith(".") and "Exit codes" in good(None, "man").text
-    good(None, "man", tmp_path)
-    assert {"flumen.1", "flumen-topic-create.1", "flumen-consume.1"} <= {one.name for one in tmp_path.iterdir()}
 
 
 def test_a_command_starts_at_once():

@@ -19,6 +19,7 @@ use flumen_wire::compression::Compression;
 
 mod compaction;
 mod faults;
+mod golden;
 
 const DIRECTORY_ID: [u8; 16] = [9; 16];
 

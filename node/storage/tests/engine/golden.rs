@@ -1,8 +1,7 @@
 //! Bytes on disk, frozen: a fixed run of the engine on the simulated disk must leave exactly the files under `tests/golden/storage`
 //! of the repository. A change there is a change of format: it needs a new version number and an upgrade path.
 //!
-//! `FLUMEN_GOLDEN_WRITE=1 cargo test -p flumen-storage --test golden` writes them anew.
-#![allow(missing_docs)]
+//! `FLUMEN_GOLDEN_WRITE=1 cargo test -p flumen-storage --test engine golden` writes them anew.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
