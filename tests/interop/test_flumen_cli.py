@@ -148,6 +148,12 @@ def test_the_environment_names_the_brokers(broker):
     assert done.returncode == 0 and broker.address in done.stdout.decode()
 
 
+def test_wrong_arguments(broker):
+    for wrong in (["produce", "t", "-k", ""], ["config", "get", "broker", "x"], ["topic", "alter", "t"]):
+        done = run(broker, *wrong)
+        assert done.status == 2 and done.err and not done.out, wrong
+
+
 # -- records --------------------------------------------------------------------------------------
 
 

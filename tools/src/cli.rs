@@ -2,6 +2,7 @@
 //! kcat and rpk where they have one.
 
 use crate::offset_spec::{self, OffsetSpec};
+use crate::record_format::RecordFormat;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use flumen_wire::compression::Compression;
@@ -316,9 +317,10 @@ pub(crate) struct ConsumeOptions {
         long = "output",
         value_name = "FORMAT",
         default_value = "%v\\n",
+        value_parser = RecordFormat::parse,
         conflicts_with = "json"
     )]
-    pub output: String,
+    pub output: RecordFormat,
     /// Print records as JSON, one a line; as --format json
     #[arg(short = 'J', long)]
     pub json: bool,
@@ -357,8 +359,14 @@ pub(crate) enum LogCommand {
         #[arg(short, long)]
         records: bool,
         /// See `consume`
-        #[arg(short = 'f', long = "output", value_name = "FORMAT", default_value = "%o\\t%d\\t%k\\t%v\\n")]
-        output: String,
+        #[arg(
+            short = 'f',
+            long = "output",
+            value_name = "FORMAT",
+            default_value = "%o\\t%d\\t%k\\t%v\\n",
+            value_parser = RecordFormat::parse
+        )]
+        output: RecordFormat,
     },
     /// Check every byte: batches, checksums, records, offsets, indexes, journals, checkpoints, the metadata log; fails when
     /// anything is wrong

@@ -30,9 +30,7 @@ const TICK: Duration = Duration::from_millis(100);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(cluster: &Cluster, options: ConsumeOptions, out: &mut Out) -> Result<(), Failure> {
-    let format =
-        RecordFormat::parse(&options.output).map_err(|why| Failure::usage(format!("--output: {why}")))?;
-    let format = if options.json || out.is_json() { None } else { Some(format) };
+    let format = if options.json || out.is_json() { None } else { Some(options.output.clone()) };
     let mut partitions = Vec::new();
     for name in &options.topics {
         let topic = cluster.topic(name, false).await?;

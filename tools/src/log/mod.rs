@@ -10,7 +10,6 @@ mod verify;
 use crate::cli::LogCommand;
 use crate::failure::Failure;
 use crate::output::Out;
-use crate::record_format::RecordFormat;
 use std::path::{Path, PathBuf};
 
 /// The folder of a partition, or a part of it.
@@ -24,11 +23,7 @@ struct PartitionFiles {
 
 pub(crate) fn run(command: LogCommand, out: &mut Out) -> Result<(), Failure> {
     match command {
-        LogCommand::Dump { path, records, output } => {
-            let format =
-                RecordFormat::parse(&output).map_err(|why| Failure::usage(format!("--output: {why}")))?;
-            dump::run(&path, records.then_some(&format), out)
-        }
+        LogCommand::Dump { path, records, output } => dump::run(&path, records.then_some(&output), out),
         LogCommand::Verify { path } => verify::run(&path, out),
     }
 }
