@@ -2,15 +2,10 @@
 //! response. Nothing may panic or take memory by what the frame claims, and what is accepted must mean the same when
 //! it is written and read again.
 //!
-//! `RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none request_frames -- -max_total_time=60` in `wire`: there is no
-//! unsafe code for a sanitizer to watch, and with one the generated code takes many minutes to build.
+//! `cargo fuzz run --sanitizer none request_frames -- -max_total_time=60` in `wire`: there is no unsafe code for a sanitizer to
+//! watch.
 
 #![no_main]
-
-#[path = "../../tests/generated/samples.rs"]
-mod samples;
-#[path = "../../tests/seed/mod.rs"]
-mod seed;
 
 use flumen_wire::codec::Reader;
 use flumen_wire::frame::{PREFIX_LEN, RequestHeader, decode_response_header, frame_len};
@@ -32,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(key) = ApiKey::from_key(header.api_key) {
         let _ = decode_response_header(&mut Reader::new(body), key, header.api_version);
     }
-    for row in samples::ROWS.iter().filter(|row| row.key == header.api_key) {
+    for row in flumen_wire_samples::ROWS.iter().filter(|row| row.key == header.api_key) {
         MEMORY.reset_peak_usage();
         let before = MEMORY.current_usage();
         let _ = (row.decode)(body, header.api_version);

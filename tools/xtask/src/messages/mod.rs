@@ -1,8 +1,8 @@
 //! Generates the codec of the Kafka protocol from Kafka's own message definitions.
 //!
 //! `definitions` gets them (they are in the jars of Kafka's Java client and group coordinator) and checks them; `emit` writes the Rust of one
-//! message; `index` the table of APIs; `samples` what the tests of `wire` need to make messages at random and to
-//! hand them to an independent codec.
+//! message; `index` the table of APIs; `samples` what `wire/samples` needs to make messages at random and to hand
+//! them to an independent codec.
 
 mod definitions;
 mod emit;
@@ -37,14 +37,15 @@ pub(crate) fn generate() -> Result<Folders, String> {
     let mut group_sources = files(&group);
     group_sources.insert("mod.rs".to_owned(), index::group_modules(&group));
     messages.extend(group);
-    let mut samples = BTreeMap::new();
-    samples.insert("samples.rs".to_owned(), samples::samples(&messages));
-    samples.insert("oracle.rs".to_owned(), samples::oracle(&messages));
+    let one = |name: &str, source: String| BTreeMap::from([(name.to_owned(), source)]);
+    let rows = one("mod.rs", samples::samples(&messages));
+    let oracle = one("oracle.rs", samples::oracle(&messages));
     let mut folders = Folders::new();
     let made = [
         ("wire/src/messages", sources),
         ("wire/src/group", group_sources),
-        ("wire/tests/generated", samples),
+        ("wire/samples/src/messages", rows),
+        ("wire/samples/tests/generated", oracle),
     ];
     for (folder, files) in made {
         let mut formatted = BTreeMap::new();

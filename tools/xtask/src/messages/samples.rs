@@ -1,4 +1,4 @@
-//! What the tests of `wire` need of every message: how to make one at random, and which message of the independent
+//! What `wire/samples` needs of every message: how to make one at random, and which message of the independent
 //! codec is the same.
 
 use std::fmt::Write;
@@ -14,7 +14,7 @@ pub(crate) fn samples(messages: &[Message]) -> String {
                    // One statement per field reads as the definition does.\n\
                    #![allow(clippy::field_reassign_with_default)]\n\n\
                    use flumen_wire::codec::{Decode, Reader};\nuse flumen_wire::{group as g, messages as m};\n\
-                   use flumen_wire::codec::Records;\n\nuse crate::seed::{Row, Sample, Seed, encoded};\n\n"
+                   use flumen_wire::codec::Records;\n\nuse crate::{Row, Sample, Seed, encoded};\n\n"
             .to_owned();
     for message in messages {
         for structure in &message.structs {
@@ -38,7 +38,7 @@ pub(crate) fn samples(messages: &[Message]) -> String {
             );
         }
     }
-    out.push_str("/// Every message.\npub(crate) const ROWS: &[Row] = &[\n");
+    out.push_str("/// Every message.\npub const ROWS: &[Row] = &[\n");
     for message in messages {
         let ty = format!("{}::{}", path(message), message.name);
         let key = if message.is_of_an_api() { message.key } else { -1 };

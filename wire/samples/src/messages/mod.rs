@@ -8,7 +8,7 @@ use flumen_wire::codec::Records;
 use flumen_wire::codec::{Decode, Reader};
 use flumen_wire::{group as g, messages as m};
 
-use crate::seed::{Row, Sample, Seed, encoded};
+use crate::{Row, Sample, Seed, encoded};
 
 impl Sample for m::produce_request::ProduceRequest<'static> {
     fn sample(seed: &mut Seed, version: i16) -> Self {
@@ -4295,7 +4295,7 @@ impl Sample for g::consumer_protocol_subscription::TopicPartition<'static> {
 }
 
 /// Every message.
-pub(crate) const ROWS: &[Row] = &[
+pub const ROWS: &[Row] = &[
     Row {
         name: "ProduceRequest",
         key: 0,

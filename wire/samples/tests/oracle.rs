@@ -6,14 +6,10 @@
 
 #[path = "generated/oracle.rs"]
 mod oracles;
-#[path = "generated/samples.rs"]
-mod samples;
-mod seed;
 
+use flumen_wire_samples::{ROWS, Row, Seed};
 use kafka_protocol::protocol::{Decodable, Encodable, Message};
 use oracles::ORACLES;
-use samples::ROWS;
-use seed::{Row, Seed};
 
 /// The independent codec of one message, without its type.
 pub(crate) struct Oracle {

@@ -2,14 +2,9 @@
 //!
 //! The allocator keeps the peak, so there is one test in this binary, and nothing else runs beside it.
 
-#[path = "generated/samples.rs"]
-mod samples;
-mod seed;
-
 use flumen_wire::codec::DecodeError;
+use flumen_wire_samples::{ROWS, Row, Seed};
 use peak_alloc::PeakAlloc;
-use samples::ROWS;
-use seed::{Row, Seed};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
