@@ -1,7 +1,7 @@
 //! Time on a shard: sleeping, timeouts, and the two clocks.
 //!
-//! The timers are glommio's. A shard that waits without glommio ([`super::Waiting`]) looks at those of [`sleep`] itself: they
-//! are kept twice, and whoever is there first wakes the sleeper.
+//! The timers are glommio's. A shard that waits without glommio ([`super::Waiting`]) looks at those of [`sleep`] and [`timeout`]
+//! itself: they are kept twice, and whoever is there first wakes the sleeper.
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::collections::btree_map::OccupiedEntry;
@@ -107,12 +107,12 @@ pub struct Elapsed;
 /// just accepted would be lost.
 pub async fn timeout<F: Future>(time: Duration, future: F) -> Result<F::Output, Elapsed> {
     let mut future = pin!(future);
-    let mut timer = glommio::timer::Timer::new(time);
+    let mut timer = sleep(time);
     std::future::poll_fn(move |cx: &mut Context<'_>| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(output));
         }
-        Pin::new(&mut timer).poll(cx).map(|_| Err(Elapsed))
+        Pin::new(&mut timer).poll(cx).map(|()| Err(Elapsed))
     })
     .await
 }

@@ -314,7 +314,24 @@ fn a_shard_that_waits_for_its_sockets_is_woken_by_foreign_threads() {
     });
 }
 
-/// Timers are glommio's, which the wait does not see: they come late by a bounded time.
+/// Fetches that wait and sessions of groups end by timeouts: a shard that waits without glommio looks at these as well.
+#[test]
+fn a_timeout_is_an_alarm_of_its_shard() {
+    on_shard(|| async {
+        let time = Duration::from_secs(60);
+        let is_alarm = || super::clock::next_alarm().is_some_and(|at| at <= uptime() + time);
+        assert!(!is_alarm());
+        let mut waiting = std::pin::pin!(timeout(time, std::future::pending::<()>()));
+        std::future::poll_fn(|context| {
+            assert!(waiting.as_mut().poll(context).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        assert!(is_alarm());
+    });
+}
+
+/// glommio's own timers are seen by it alone, in its passes.
 #[test]
 fn a_timer_ends_while_sockets_keep_a_shard_busy() {
     on_shard(|| async {

@@ -29,7 +29,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 /// Longest time without a look at glommio's rings and timers.
-const PASS: Duration = Duration::from_millis(10);
+const PASS: Duration = Duration::from_millis(25);
 /// How often the other tasks are let run before glommio is asked, which has a queue for those in the background.
 const ROUNDS_MAX: u32 = 8;
 
