@@ -59,7 +59,7 @@ impl Seed {
     }
 
     /// The next 64 bits (SplitMix64).
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -69,11 +69,11 @@ impl Seed {
 
     /// A number below `bound`.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+        (self.word() % bound as u64) as usize
     }
 
     pub fn bool(&mut self) -> bool {
-        self.next() & 1 == 1
+        self.word() & 1 == 1
     }
 
     /// Edges more often than chance would have them.
@@ -82,14 +82,14 @@ impl Seed {
         match self.below(3) {
             0 => EDGES[self.below(EDGES.len())],
             1 => self.below(1000) as i64,
-            _ => self.next() as i64,
+            _ => self.word() as i64,
         }
     }
 
     pub fn uuid(&mut self) -> [u8; 16] {
         match self.below(4) {
             0 => [0; 16],
-            _ => (u128::from(self.next()) << 64 | u128::from(self.next())).to_be_bytes(),
+            _ => (u128::from(self.word()) << 64 | u128::from(self.word())).to_be_bytes(),
         }
     }
 

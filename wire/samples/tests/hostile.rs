@@ -67,9 +67,9 @@ fn mutated(row: &Row, version: i16, frame: &[u8], seed: &mut Seed) {
             }
             let place = seed.below(hostile.len());
             match seed.below(4) {
-                0 => hostile[place] = seed.next() as u8,
+                0 => hostile[place] = seed.word() as u8,
                 1 => hostile[place] ^= 1 << seed.below(8),
-                2 => hostile.insert(place, seed.next() as u8),
+                2 => hostile.insert(place, seed.word() as u8),
                 _ => drop(hostile.remove(place)),
             }
         }
