@@ -140,8 +140,12 @@ impl ConsumerGroup {
 
     /// The member with this instance id.
     pub fn static_member(&self, instance_id: &str) -> Option<(&Arc<str>, &Member)> {
-        let (id, member) = self.members.get_key_value(self.static_members.get(instance_id)?)?;
-        Some((id, member))
+        self.member_entry(self.static_members.get(instance_id)?)
+    }
+
+    /// A member, with the group's own copy of its id.
+    pub(super) fn member_entry(&self, id: &str) -> Option<(&Arc<str>, &Member)> {
+        self.members.get_key_value(id).map(|(id, member)| (id, &**member))
     }
 
     /// All members.

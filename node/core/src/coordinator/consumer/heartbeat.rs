@@ -94,7 +94,7 @@ impl ConsumerGroup {
         let Heartbeat { request, client, .. } = heartbeat;
         let (id, member) = match request.instance_id {
             Some(instance_id) => self.static_member(instance_id)?,
-            None => self.members.get_key_value(request.member_id).map(|(id, member)| (id, &**member))?,
+            None => self.member_entry(request.member_id)?,
         };
         let Member { metadata, current } = member;
         let is_known =
@@ -216,11 +216,9 @@ impl ConsumerGroup {
         request: &ConsumerGroupHeartbeatRequest<'_>,
     ) -> Result<Decision<HeartbeatAnswer>, Refused> {
         let (id, member) = match request.instance_id {
-            None => self
-                .members
-                .get_key_value(request.member_id)
-                .map(|(id, member)| (id, &**member))
-                .ok_or_else(|| self.unknown_member(request.member_id))?,
+            None => {
+                self.member_entry(request.member_id).ok_or_else(|| self.unknown_member(request.member_id))?
+            }
             Some(instance_id) => self.known_static(request.member_id, instance_id)?,
         };
         let answer = HeartbeatAnswer {
