@@ -210,7 +210,7 @@ fn a_loop_of_sleeps_without_length_holds_up_nobody() {
 #[test]
 fn a_shard_that_parks_at_its_start_or_at_its_end_goes_on() {
     let settings = Settings { preempt: Duration::from_micros(5), ..settings() };
-    for _ in 0..5 {
+    for _ in 0..20 {
         run_once(&settings, || sleep(Duration::from_micros(100))).expect("an executor");
     }
 }
