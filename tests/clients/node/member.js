@@ -27,8 +27,17 @@ const uncommitted = new Map()
 let committedAt = Date.now()
 let leaving = false
 
+// One at a time: the client sends a commit that failed again by itself, and an older one must not come after a newer.
+let committing = null
+function commit() {
+  committing ??= commitOnce().finally(() => {
+    committing = null
+  })
+  return committing
+}
+
 // What fails is tried again with the next call, or by who owns the partition then.
-async function commit() {
+async function commitOnce() {
   committedAt = Date.now()
   const offsets = [...uncommitted].map(([partition, offset]) => ({ topic, partition, offset: String(offset) }))
   if (offsets.length === 0) return
@@ -72,12 +81,13 @@ await consumer.run({
     if (Date.now() - committedAt >= COMMIT_INTERVAL_MS) await commit()
   },
 })
-const committing = setInterval(commit, COMMIT_INTERVAL_MS)
+const ticking = setInterval(commit, COMMIT_INTERVAL_MS)
 
 process.once('SIGTERM', async () => {
   // What has left cannot commit.
   leaving = true
-  clearInterval(committing)
+  clearInterval(ticking)
+  await committing
   await commit()
   await consumer.disconnect()
   say('left')
