@@ -646,16 +646,11 @@ impl Lane {
         let (batches, slots, dues) = (&self.batches, &mut self.slots, &self.dues);
         let mut refusal = None;
         let read = read_response(body, asked.version, |one| {
-            // They mostly come back as they were sent.
-            let matches = |batch: &BatchSent, slots: &[Slot]| {
+            let is_of = |batch: &BatchSent| {
                 let place = slots[batch.slot as usize].place;
                 place.partition == one.partition && *shop.plan.topics[place.topic as usize] == *one.topic
             };
-            let expected = batches.get(position).filter(|batch| matches(batch, slots)).map(|_| position);
-            let found = expected.or_else(|| {
-                (0..sent.batches as usize)
-                    .find(|at| batches.get(*at).is_some_and(|batch| matches(batch, slots)))
-            });
+            let found = batch_answered(batches, sent.batches as usize, position, is_of);
             let Some(at) = found else { return };
             let batch = &batches[at];
             if at != position {
@@ -786,6 +781,17 @@ impl Lane {
     }
 }
 
+/// Which of the oldest `count` batches, those of one request, an answer is for. They mostly come back as they were sent, so
+/// the one at `next` is looked at first; behind the request is another, which may have the same partitions.
+fn batch_answered(
+    batches: &VecDeque<BatchSent>,
+    count: usize,
+    next: usize,
+    is_of: impl Fn(&BatchSent) -> bool,
+) -> Option<usize> {
+    (next..count).chain(0..next).find(|at| batches.get(*at).is_some_and(&is_of))
+}
+
 /// Takes the slots at these (ascending) places out.
 fn take(slots: &mut Vec<Slot>, indexes: &[usize]) -> Vec<Slot> {
     let mut taken: Vec<_> = indexes.iter().rev().map(|index| slots.remove(*index)).collect();
@@ -801,4 +807,24 @@ fn schedule(shop: &Shop, settings: &Producers, share: Share, trace: Option<&Arc<
 
 fn find(slots: &[Slot], place: Place) -> Option<u32> {
     slots.binary_search_by_key(&place, |slot| slot.place).ok().map(|index| index as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_in_another_order_is_not_for_the_next_request() {
+        let sent = [1, 2, 3, 1, 2, 3].map(|slot| BatchSent { slot, records: 1, first_sequence: 0 });
+        let batches = VecDeque::from(sent);
+        // Two requests with three batches each; the first is answered with its last batch first.
+        let mut next = 0;
+        let answered = [3, 1, 2].map(|slot| {
+            let at = batch_answered(&batches, 3, next, |batch| batch.slot == slot).expect("it was sent");
+            next = at + 1;
+            at
+        });
+        assert_eq!(answered, [2, 0, 1]);
+        assert_eq!(batch_answered(&batches, 3, 3, |batch| batch.slot == 4), None);
+    }
 }
