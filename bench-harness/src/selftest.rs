@@ -28,7 +28,7 @@ const EVERY_MS_MAX: f64 = 3_600_000.0;
 /// When the machine was too busy for the generator to be on time, this often it is tried again.
 const ATTEMPTS: usize = 5;
 /// Sends that are this late say that the machine was too busy, not that the histogram is wrong.
-const LATENESS_NS_MAX: u64 = 1_000_000;
+const LATENESS_NS_MAX: u64 = 500_000;
 /// Records per second. What a stall holds up is answered in no time: where many are, that time would count.
 const RATE: f64 = 1000.0;
 

@@ -313,7 +313,8 @@ def test_brokers_that_are_killed_in_the_midst_are_compared(tmp_path):
 
 @pytest.mark.alone
 def test_the_generator_shows_stalls_as_they_are():
-    printed = bench("selftest", "--stall-ms", "200", "--every-ms", "1000", "--stalls", "3").stdout
+    # Long, since what a busy machine adds does not grow with them.
+    printed = bench("selftest", "--stall-ms", "400", "--every-ms", "1600", "--stalls", "3").stdout
     assert "the histogram shows the stalls within 2 %" in printed
 
 
