@@ -113,6 +113,7 @@ fn report_engine(engine: &EngineMetrics, snapshot: &mut Snapshot) {
         ("flumen_partitions_offline", "Partitions that are offline.", engine.partitions_offline),
         ("flumen_staged_bytes", "Bytes accepted and not in their segments yet.", engine.staged_bytes),
         ("flumen_cache_bytes", "Bytes in the batch cache.", engine.cache_bytes),
+        ("flumen_index_bytes", "Bytes of the indexes of active segments.", engine.index_bytes),
         ("flumen_journal_files", "Journal files.", engine.journal_files),
         ("flumen_journal_files_free", "Journal files that are free.", engine.journal_files_free),
     ];

@@ -26,6 +26,9 @@ pub struct EngineSettings {
     pub staged_bytes_max: usize,
     /// What the batch cache aims at (what is not filled yet stays, whatever this says).
     pub cache_bytes_max: usize,
+    /// Bytes of the indexes of active segments, and as many of those of closed ones that are in use: the more segments share
+    /// them, the sparser each is.
+    pub index_bytes_max: usize,
     /// Size of a journal file.
     pub journal_file_bytes: u64,
     /// Journal files made at start.
@@ -155,6 +158,7 @@ impl EngineSettings {
             directory_id,
             staged_bytes_max,
             cache_bytes_max: share / 4,
+            index_bytes_max: share / 16,
             journal_file_bytes: JOURNAL_FILE_BYTES,
             journal_files: 2,
             checkpoint_bytes: (staged_bytes_max as u64 / 2)
@@ -442,6 +446,8 @@ pub struct EngineMetrics {
     pub staged_bytes: u64,
     /// Bytes that the batch cache holds.
     pub cache_bytes: u64,
+    /// Bytes of the indexes of active segments.
+    pub index_bytes: u64,
     /// Journal files that exist.
     pub journal_files: u64,
     /// Of these, free.

@@ -56,6 +56,9 @@ pub(crate) struct State<D: Disk, T> {
     places: Vec<Place<D, T>>,
     vacant: Vec<u32>,
     by_id: HashMap<PartitionId, Slot>,
+    /// What the index of an active segment may take, and what all of them may.
+    index_room: Rc<Cell<usize>>,
+    index_bytes_max: usize,
     /// Partitions that the next cycle looks at.
     pub(crate) dirty: Vec<Slot>,
     /// Partitions that want space.
@@ -175,10 +178,17 @@ impl<D: Disk, T> State<D, T> {
         });
         let place = &mut self.places[index as usize];
         let slot = Slot { index, generation: place.generation };
-        let partition = make(slot);
+        let mut partition = make(slot);
+        partition.index_room = Rc::clone(&self.index_room);
         assert!(self.by_id.insert(partition.id, slot).is_none(), "a partition is here once");
         place.partition = Some(Box::new(partition));
+        self.share_index_room();
         slot
+    }
+
+    /// Each active segment has as much room for its index as any other. Those that are larger get smaller when they grow.
+    fn share_index_room(&self) {
+        self.index_room.set(self.index_bytes_max / self.by_id.len().max(1));
     }
 
     pub(crate) fn remove(&mut self, slot: Slot) -> Option<Box<Partition<D, T>>> {
@@ -190,6 +200,7 @@ impl<D: Disk, T> State<D, T> {
         place.generation += 1;
         self.vacant.push(slot.index);
         self.by_id.remove(&partition.id);
+        self.share_index_room();
         Some(partition)
     }
 
@@ -243,7 +254,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             settings.journal_file_bytes.clamp(JOURNAL_FILE_BYTES_MIN, JOURNAL_FILE_BYTES_MAX);
         let journal = Journal::new(&settings, journal_files);
         settings.bulk_bytes_min = settings.bulk_bytes_min.min(journal.group_bytes_max() as usize / 4);
-        let reader = SegmentReader::new(disk.clone(), ReaderSettings::default());
+        let index_bytes_max = settings.index_bytes_max;
+        let reader = ReaderSettings { index_bytes_max, ..ReaderSettings::default() };
+        let reader = SegmentReader::new(disk.clone(), reader);
         Rc::new(Engine {
             disk,
             sink: Box::new(sink),
@@ -251,6 +264,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 places: Vec::new(),
                 vacant: Vec::new(),
                 by_id: HashMap::new(),
+                index_room: Rc::new(Cell::new(settings.index_bytes_max)),
+                index_bytes_max: settings.index_bytes_max,
                 dirty: Vec::new(),
                 space_wanted: VecDeque::new(),
                 bulk_wanted: VecDeque::new(),
@@ -606,6 +621,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         metrics.partitions_offline = state.places.iter().filter(offline).count() as u64;
         metrics.staged_bytes = (state.staged_bytes + state.buffers.pinned_bytes()) as u64;
         metrics.cache_bytes = state.buffers.bytes() as u64;
+        let indexes =
+            state.places.iter().filter_map(|place| place.partition.as_ref()).flat_map(|p| &p.indexes);
+        metrics.index_bytes = indexes.map(|index| index.borrow().weight() as u64).sum();
         metrics.journal_files = state.journal.file_count() as u64;
         metrics.journal_files_free = state.journal.free_count() as u64;
         metrics

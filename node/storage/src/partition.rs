@@ -9,7 +9,7 @@
 //! Invariants, in offsets: `log_start <= high_watermark <= log.log_end()`; chunks end where `staged` begins; what is
 //! `filled` is in segments to the last byte, and ends between two groups.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -132,6 +132,8 @@ pub(crate) struct Partition<D: Disk, T> {
     pub(crate) bulk_next: u64,
     /// Indexes of the segments in `writers`, in the same order.
     pub(crate) indexes: VecDeque<Rc<RefCell<SegmentIndex>>>,
+    /// What each of them may take of memory; shared by all partitions.
+    pub(crate) index_room: Rc<Cell<usize>>,
     /// Segment and position up to which its index is kept on disk, as far as is known.
     pub(crate) index_kept: (Offset, u64),
     /// Segments were created since the directory was synced.
@@ -205,6 +207,7 @@ impl<D: Disk, T> Partition<D, T> {
             fill_wanted: false,
             writers: VecDeque::from([Writer::new(active.base_offset, active.size, ALLOCATE_BYTES_MIN)]),
             indexes: VecDeque::from([Rc::new(RefCell::new(index))]),
+            index_room: Rc::new(Cell::new(usize::MAX)),
             bulk: VecDeque::new(),
             bulk_next: 0,
             index_kept: (active.base_offset, 0),
@@ -259,6 +262,7 @@ impl<D: Disk, T> Partition<D, T> {
         let at = at.expect("what is journalled has a segment");
         let mut index = self.indexes[at].borrow_mut();
         index.append(placement.position, size as u64, placement.last_offset.0, max_timestamp);
+        index.fit(self.index_room.get());
     }
 
     /// Adds a chunk at the end.

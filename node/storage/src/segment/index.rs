@@ -10,6 +10,9 @@
 //!
 //! An index may cover only `[covered_from, covered_to)`: after a restart, that of an active segment begins
 //! where recovery began, and the part before is loaded or scanned when it is first needed.
+//!
+//! Memory for indexes is bounded, segments are not: an index that has grown too large is made [sparser](SegmentIndex::thin),
+//! and who looks something up reads further.
 
 use std::fmt;
 
@@ -53,6 +56,9 @@ impl fmt::Display for IndexError {
 
 const OFFSET_ENTRY: usize = 8;
 const TIME_ENTRY: usize = 12;
+
+/// Below so many offset entries an index is not made sparser.
+const ENTRIES_MIN: usize = 64;
 
 const PARTIAL_MAGIC: &[u8; 8] = b"FLUMPIDX";
 const PARTIAL_VERSION: u64 = 1;
@@ -116,6 +122,37 @@ impl SegmentIndex {
         self.next_last_offset = None;
         self.bytes_since_entry += size;
         self.covered_to = position + size;
+    }
+
+    /// Makes it sparser until it takes `bytes` of memory at most, or is short.
+    pub(crate) fn fit(&mut self, bytes: usize) {
+        while self.weight() > bytes && self.offsets.len() > ENTRIES_MIN {
+            self.thin();
+        }
+    }
+
+    /// Forgets every second offset entry and the time entries that were made with them, and goes on at twice the distance.
+    fn thin(&mut self) {
+        let mut number = 0;
+        // The first stays: where the index begins in the middle, nothing else leads to its batch.
+        self.offsets.retain(|_| {
+            number += 1;
+            number % 2 == 1
+        });
+        self.offsets.shrink_to_fit();
+        let mut kept = Vec::with_capacity(self.times.len().min(self.offsets.len()));
+        let mut times = self.times.iter().peekable();
+        for (entry, _) in &self.offsets {
+            let mut known = None;
+            while let Some(time) = times.next_if(|(_, relative)| relative <= entry) {
+                known = Some(*time);
+            }
+            kept.extend(known);
+        }
+        self.times = kept;
+        let last = self.offsets.last().map_or(self.covered_from, |(_, at)| u64::from(*at));
+        self.bytes_since_entry = self.covered_to - last;
+        self.interval_bytes = self.interval_bytes.saturating_mul(2);
     }
 
     /// Adds the greatest timestamp to the time index, as Kafka does when a segment becomes inactive.
@@ -326,6 +363,7 @@ impl SegmentIndex {
     pub(super) fn prepend(&mut self, prefix: SegmentIndex) {
         assert_eq!((prefix.covered_from, prefix.covered_to), (0, self.covered_from), "the parts meet");
         let mut joined = prefix;
+        joined.interval_bytes = joined.interval_bytes.max(self.interval_bytes);
         if let Some(largest) = joined.largest {
             // A part that began in the middle did not know that these were no news.
             self.times.retain(|(timestamp, _)| *timestamp > largest.timestamp);

@@ -32,6 +32,9 @@ const SCAN_BYTES: usize = 1 << 20;
 /// Longest index file: a segment's positions are below 2 GiB, and the smallest batch with an entry takes more.
 const INDEX_FILE_BYTES_MAX: u64 = 1 << 30;
 
+/// Of one segment no more is kept in memory than leaves room for as many others.
+const INDEXES_MIN: usize = 8;
+
 /// An index in memory.
 #[derive(Clone)]
 pub(super) struct Loaded {
@@ -308,7 +311,8 @@ impl<D: Disk> SegmentReader<D> {
         self.keep(view, index, scanned)
     }
 
-    fn keep(&self, view: &SegmentView, index: SegmentIndex, scanned: bool) -> Loaded {
+    fn keep(&self, view: &SegmentView, mut index: SegmentIndex, scanned: bool) -> Loaded {
+        index.fit(self.settings.index_bytes_max / INDEXES_MIN);
         let loaded = Loaded { index: Rc::new(index), scanned };
         if self.is_current(view) {
             self.indexes.borrow_mut().insert(view.path.clone(), loaded.clone(), loaded.index.weight());

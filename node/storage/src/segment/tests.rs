@@ -594,6 +594,78 @@ fn index_files_have_kafkas_bytes() {
     }
 }
 
+/// Whatever is forgotten: what it leads to is a batch, and none that lies behind what is looked for.
+#[test]
+fn a_sparse_index_leads_to_batches_and_knows_the_greatest_timestamps() {
+    for seed in 0..20 {
+        let mut batches = segment(seed, 2000, 400);
+        retime(&mut batches, 700 + seed as usize * 60, 1_012_000);
+        let mut random = Random::new(seed);
+        // As after a restart: it begins in the middle, and gets what lies before later.
+        let middle = 300;
+        let mut index = SegmentIndex::resume(BASE, 64, batches[middle].position);
+        let sparse_to = random.between(4_000, 9_000) as usize;
+        for (number, batch) in batches.iter().enumerate().skip(middle) {
+            let largest = *batch.times.iter().max().expect("records");
+            index.append(batch.position, batch.bytes.len() as u64, batch.last(), largest);
+            index.fit(sparse_to);
+            if number == 1500 {
+                assert_eq!(
+                    index.lookup(batches[middle].last()).map(|entry| entry.position),
+                    Some(batches[middle].position)
+                );
+                let mut prefix = index_of(&batches[..middle]);
+                prefix.fit(sparse_to);
+                index.prepend(prefix);
+            }
+        }
+        assert!(index.weight() <= sparse_to, "{} bytes", index.weight());
+        let is_exact = index_of(&batches).largest_timestamp() == index.largest_timestamp();
+        assert!(is_exact, "{:?}", index.largest_timestamp());
+        index.close();
+        let end = batches.last().expect("batches").last() + 1;
+        let parsed =
+            SegmentIndex::parse(BASE, 64, end, index.covered_to(), &index.offset_file(), &index.time_file());
+        let kept = index.partial_file(batches[1800].position).expect("entries");
+        let partial = SegmentIndex::parse_partial(BASE, 64, end, index.covered_to(), &kept);
+        for (index, whole) in
+            [(index.clone(), true), (parsed.expect("in order"), false), (partial.expect("sound"), false)]
+        {
+            let mut greatest = 0;
+            for batch in &batches {
+                if let Some(entry) = index.lookup(batch.last()) {
+                    let of = |one: &Batch| (one.last(), one.position);
+                    assert!(entry.offset <= batch.last());
+                    assert!(batches.iter().any(|one| of(one) == (entry.offset, entry.position)), "{entry:?}");
+                }
+                greatest = batch.times.iter().fold(greatest, |greatest, time| greatest.max(*time));
+                // Nothing that it passes over has a greater timestamp.
+                if let Some(time) = index.last_time_below(batch.last() + 1) {
+                    assert!(time.timestamp <= greatest && time.offset <= batch.last());
+                    let passed = batches.iter().take_while(|one| one.last() <= time.offset);
+                    assert!(passed.flat_map(|one| &one.times).all(|at| *at <= time.timestamp), "{time:?}");
+                }
+                // At an entry the times know all that came before.
+                let is_entry = index.lookup(batch.last()).is_some_and(|entry| entry.offset == batch.last());
+                if is_entry && whole {
+                    let known = index.last_time_below(batch.last() + 1).map(|time| time.timestamp);
+                    assert_eq!(known, Some(greatest), "at {}", batch.last());
+                }
+            }
+        }
+        for keep in [middle + 1, 900, 1500, 1999] {
+            let mut cut = index.clone();
+            let _ = cut.truncate(batches[keep].position, batches[keep].base);
+            for batch in &batches[keep..] {
+                let largest = *batch.times.iter().max().expect("records");
+                cut.append(batch.position, batch.bytes.len() as u64, batch.last(), largest);
+                cut.fit(sparse_to);
+            }
+            assert_eq!(cut.covered_to(), index.covered_to());
+        }
+    }
+}
+
 #[test]
 fn a_cut_index_goes_on_as_if_nothing_had_been_there() {
     let batches = segment(23, 200, 200);

@@ -326,6 +326,7 @@ fn engine_settings(shared: &Shared, shard: u16, shards: u16, incarnation: u64) -
         directory_id: DIRECTORY_ID,
         staged_bytes_max: scenario.staged_bytes_max,
         cache_bytes_max: scenario.cache_bytes_max,
+        index_bytes_max: scenario.index_bytes_max,
         journal_file_bytes: scenario.journal_file_bytes,
         journal_files: scenario.journal_files,
         checkpoint_bytes: scenario.checkpoint_bytes,

@@ -50,6 +50,7 @@ pub(crate) struct Scenario {
     pub(crate) dedupe_buffer_bytes: usize,
     pub(crate) compaction_bytes_per_second: f64,
     pub(crate) index_keep_bytes: u64,
+    pub(crate) index_bytes_max: usize,
 }
 
 impl Scenario {
@@ -87,6 +88,7 @@ impl Scenario {
             dedupe_buffer_bytes: pick(&mut apart, &[1, 1 << 20]),
             compaction_bytes_per_second: pick(&mut apart, &[500_000, usize::MAX]) as f64,
             index_keep_bytes: pick(&mut apart, &[1, 8 << 10, usize::MAX]) as u64,
+            index_bytes_max: pick(&mut apart, &[1, 4 << 10, 1 << 20]),
         }
     }
 

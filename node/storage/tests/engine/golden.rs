@@ -43,6 +43,7 @@ fn settings() -> EngineSettings {
         directory_id: DIRECTORY_ID,
         staged_bytes_max: 1 << 20,
         cache_bytes_max: 1 << 20,
+        index_bytes_max: 1 << 20,
         journal_file_bytes: 64 << 10,
         journal_files: 1,
         checkpoint_bytes: 1 << 20,

@@ -64,6 +64,7 @@ fn settings(incarnation: u64, shard: u16, shards: u16) -> EngineSettings {
     EngineSettings {
         staged_bytes_max: 256 << 10,
         cache_bytes_max: 64 << 10,
+        index_bytes_max: 1 << 20,
         journal_file_bytes: 64 << 10,
         checkpoint_bytes: 48 << 10,
         bulk_bytes_min: 3 << 10,
@@ -191,6 +192,47 @@ fn what_is_appended_is_acknowledged_and_read() {
         assert_eq!(read_all(&engine, slot).await, sent);
         let metrics = engine.metrics();
         assert!(metrics.checkpoints > 0 && metrics.bulk_bytes > 0 && metrics.filled_bytes > 0, "{metrics:?}");
+        engine.stop().await;
+    })
+    .unwrap();
+}
+
+/// Partitions share the memory for indexes: the more there are, the sparser each, and everything is found all the same.
+#[test]
+fn the_memory_for_indexes_is_shared_by_partitions() {
+    const PARTITIONS: i32 = 8;
+    const BATCHES: u64 = 2400;
+    let sim = Sim::new(1, SimOptions::default());
+    let disk = sim.disk();
+    sim.run(async move {
+        recover(&disk, &RecoverySettings::new(Incarnation(1), DIRECTORY_ID), &HashMap::new()).await.unwrap();
+        let index_bytes_max = 32 << 10;
+        let (engine, sink) =
+            start(&disk, EngineSettings { index_bytes_max, ..settings(1, 0, 1) }, Vec::new());
+        engine.prepare().await;
+        let dense = LogConfig { index_interval_bytes: 0, segment_bytes: 8 << 20, ..config() };
+        let mut slots = Vec::new();
+        for partition in 0..PARTITIONS {
+            let directory = format!("t-{partition}");
+            let made =
+                engine.create_partition(id(partition), &directory, dense.clone(), LeaderEpoch(1)).await;
+            slots.push(made.unwrap());
+        }
+        for tag in 0..BATCHES {
+            let slot = slots[tag as usize % slots.len()];
+            let (bytes, header) = batch(tag, 1, 100);
+            while let Err((_, error)) = engine.append(slot, 5, bytes.clone(), &header, tag) {
+                assert!(matches!(error, AppendError::Full), "{error:?}");
+                disk.sleep(Duration::from_millis(1)).await;
+            }
+        }
+        until_settled(&disk, &sink, BATCHES as usize).await;
+        let taken = engine.metrics().index_bytes as usize;
+        assert!((index_bytes_max / 4..=index_bytes_max).contains(&taken), "{taken} bytes");
+        for (at, slot) in slots.iter().enumerate() {
+            let tags = read_all(&engine, *slot).await.len();
+            assert_eq!(tags, BATCHES as usize / slots.len(), "partition {at}");
+        }
         engine.stop().await;
     })
     .unwrap();
