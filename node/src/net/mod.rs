@@ -417,7 +417,7 @@ impl Net {
         // peer hears of it now.
         let _ = rustix::net::shutdown(connection.fd(), rustix::net::Shutdown::Both);
         self.connections.borrow_mut().remove(connection.key.slot as usize);
-        self.limits.admission.leave();
+        self.limits.admission.leave(connection.peer.ip());
         // Its descriptor may be what was missing; else a sweep tries again.
         let _ = self.listen();
     }
@@ -477,7 +477,7 @@ impl Net {
             .and_then(|p| SocketAddr::try_from(p).ok())
             .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         let mut counters = self.counters.borrow_mut();
-        if let Err(refused) = self.limits.admission.enter() {
+        if let Err(refused) = self.limits.admission.enter(peer.ip()) {
             counters.refused += 1;
             drop(counters);
             requests.complain(peer, refused);
@@ -493,7 +493,7 @@ impl Net {
         if epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(key.to_u64()), flags).is_ok() {
             entry.insert(Rc::new(Connection::new(key, socket, peer, self.now.get())));
         } else {
-            self.limits.admission.leave();
+            self.limits.admission.leave(peer.ip());
         }
     }
 

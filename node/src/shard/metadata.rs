@@ -178,7 +178,7 @@ impl Shard {
         if config != *self.config() {
             self.engine.set_compaction(compaction_settings(&self.facts, &config));
         }
-        self.facts.admission.set_max(config.max_connections);
+        self.facts.admission.limit(&config);
         self.config.replace(Rc::new(config));
         self.log_configs.borrow_mut().clear();
     }

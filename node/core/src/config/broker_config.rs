@@ -1,6 +1,10 @@
 //! The settings of this node as its driver reads them: typed, complete, checked.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use super::resolve::{Overrides, Settings, Values};
+use super::setting::connections_by_address;
 use super::{GroupConfig, LogConfig};
 
 /// The settings of this node that something acts on. Times in milliseconds, sizes in bytes; names are the
@@ -25,6 +29,8 @@ pub struct BrokerConfig {
     pub log_retention_check_interval_ms: u64,
     pub max_connections: u32,
     pub max_connections_per_ip: u32,
+    /// What goes before the former, for these addresses.
+    pub max_connections_per_ip_overrides: BTreeMap<IpAddr, u32>,
     pub max_incremental_fetch_session_cache_slots: u32,
     pub max_request_partition_size_limit: u32,
     pub metadata_log_max_record_bytes_between_snapshots: u64,
@@ -66,6 +72,10 @@ impl BrokerConfig {
             log_retention_check_interval_ms: natural("log.retention.check.interval.ms"),
             max_connections: values.count("max.connections"),
             max_connections_per_ip: values.count("max.connections.per.ip"),
+            max_connections_per_ip_overrides: connections_by_address(
+                &values.text("max.connections.per.ip.overrides"),
+            )
+            .unwrap_or_default(),
             max_incremental_fetch_session_cache_slots: values
                 .count("max.incremental.fetch.session.cache.slots"),
             max_request_partition_size_limit: values.count("max.request.partition.size.limit"),

@@ -4,6 +4,9 @@
 //! Values are text, as the protocol carries them, until [`Setting::check`] has passed them; from then on
 //! the typed readers of `log_config` and `broker_config` may rely on their form.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use super::ConfigError;
 
 /// A setting's type, with the code that DescribeConfigs has for it.
@@ -68,6 +71,8 @@ pub enum Bounds {
     OneOf(&'static [&'static str]),
     /// `*`, or a list of `partition:broker`.
     ThrottledReplicas,
+    /// A list of `address:connections`, with addresses of IPv4 or IPv6.
+    ConnectionsByAddress,
 }
 
 /// How a setting of a broker can be changed.
@@ -191,6 +196,7 @@ impl Setting {
             Kind::List => self.check_list(value),
             Kind::String | Kind::Class | Kind::Password => match self.bounds {
                 Bounds::OneOf(words) => check_word(words, value),
+                Bounds::ConnectionsByAddress => connections_by_address(value).map(|_| ()),
                 _ => Ok(()),
             },
         }
@@ -284,6 +290,19 @@ fn is_throttled_replica(item: &str) -> bool {
     })
 }
 
+/// What `127.0.0.1:200,::1:10` says. Names are not looked up: who connects is known by its address alone.
+pub(super) fn connections_by_address(value: &str) -> Result<BTreeMap<IpAddr, u32>, String> {
+    let read = |item: &str| {
+        let (address, count) = item.rsplit_once(':')?;
+        let address = address.trim().trim_matches(['[', ']']).parse::<IpAddr>().ok()?;
+        let count = count.trim().parse::<i32>().ok()?;
+        Some((address.to_canonical(), u32::try_from(count).ok()?))
+    };
+    let explain =
+        |item| format!("{item:?} is not of the form ADDRESS:CONNECTIONS, with an address of IPv4 or IPv6");
+    list_items(value).map(|item| read(item).ok_or_else(|| explain(item))).collect()
+}
+
 /// `true` or `false` in any case.
 pub(super) fn parse_boolean(value: &str) -> Option<bool> {
     if value.eq_ignore_ascii_case("true") {
@@ -303,6 +322,7 @@ pub fn list_items(value: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::super::{BROKER_SETTINGS, TOPIC_SETTINGS, topic_setting};
+    use super::connections_by_address;
 
     /// The texts are those of Kafka 4.3.1.
     #[test]
@@ -349,6 +369,21 @@ mod tests {
             assert_eq!(check(name, value), "ok", "{name}={value}");
         }
         assert!(check("leader.replication.throttled.replicas", "x").contains("must be the literal '*'"));
+    }
+
+    #[test]
+    fn connections_are_limited_by_address() {
+        let read = |value: &str| connections_by_address(value).map(Vec::from_iter);
+        let addresses = |pairs: &[(&str, u32)]| {
+            Ok(pairs.iter().map(|(address, count)| (address.parse().expect("an address"), *count)).collect())
+        };
+        assert_eq!(read(""), Ok(vec![]));
+        assert_eq!(read("127.0.0.1:200, ::1:0"), addresses(&[("127.0.0.1", 200), ("::1", 0)]));
+        assert_eq!(read("[::1]:7,::ffff:10.0.0.1:3"), addresses(&[("10.0.0.1", 3), ("::1", 7)]));
+        for wrong in ["127.0.0.1", "127.0.0.1:-1", "127.0.0.1:", "some-host:5", ":5", "127.0.0.1:99999999999"]
+        {
+            assert!(read(wrong).is_err_and(|why| why.contains(wrong)), "{wrong}");
+        }
     }
 
     #[test]
