@@ -64,12 +64,9 @@ def whole(broker):
 
 
 def offset_at(connection, timestamp):
-    body = wire.array([wire.string(TOPIC) + wire.array([b"\0\0\0\0" + timestamp.to_bytes(8)])])
-    answer = connection.call(wire.LIST_OFFSETS, 1, b"\xff\xff\xff\xff" + body)
-    answer.take("i"), answer.string(), answer.take("i"), answer.take("i")
-    assert answer.take("h") == wire.NONE
-    answer.take("q")
-    return answer.take("q")
+    code, offset, _ = wire.list_offsets(connection, TOPIC, timestamp)[0]
+    assert code == wire.NONE
+    return offset
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "cut", "too long"])

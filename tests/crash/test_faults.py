@@ -169,6 +169,8 @@ def test_segment_fault_takes_its_partition_offline_alone(broker, operation):
         assert code == wire.KAFKA_STORAGE_ERROR
         assert produce(connection, TOPIC, 101)[0] == wire.KAFKA_STORAGE_ERROR
         assert wire.fetch(connection, TOPIC, 0)[0] == wire.KAFKA_STORAGE_ERROR
+        assert wire.list_offsets(connection, TOPIC)[0][0] == wire.KAFKA_STORAGE_ERROR
+        assert wire.list_offsets(connection, "neighbour")[0][0] == wire.NONE
         code, offset = produce(connection, "neighbour", 102)
         assert code == wire.NONE
         acknowledged["neighbour"][offset] = 102

@@ -28,6 +28,7 @@ UNSUPPORTED_VERSION = 35
 TOPIC_ALREADY_EXISTS = 36
 INVALID_PARTITIONS = 37
 INVALID_REPLICATION_FACTOR = 38
+INVALID_CONFIG = 40
 INVALID_REQUEST = 42
 UNSUPPORTED_FOR_MESSAGE_FORMAT = 43
 OUT_OF_ORDER_SEQUENCE_NUMBER = 45
@@ -98,8 +99,12 @@ class Closed(Exception):
 class Connection:
     """One TCP connection to a broker."""
 
-    def __init__(self, port: int, timeout_s: float = 20, receive_buffer: int | None = None):
+    def __init__(
+        self, port: int, timeout_s: float = 20, receive_buffer: int | None = None, source: str | None = None
+    ):
         self.socket = socket.socket()
+        if source is not None:
+            self.socket.bind((source, 0))
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(timeout_s)
@@ -171,10 +176,10 @@ def frame(api_key: int, version: int, correlation_id: int, body: bytes) -> bytes
     return blob(header + body)
 
 
-def answers(port: int) -> bool:
-    """Whether a broker on this port answers ApiVersions, and Metadata with itself in it."""
+def answers(port: int, source: str | None = None) -> bool:
+    """Whether a broker on this port answers ApiVersions, and Metadata with itself in it; asked from that address."""
     try:
-        with Connection(port, timeout_s=5) as connection:
+        with Connection(port, timeout_s=5, source=source) as connection:
             if connection.call(API_VERSIONS, 0, b"").take("h") != NONE:
                 return False
             return connection.call(METADATA, 1, array([])).take("i") > 0
@@ -362,6 +367,21 @@ def fetch(connection: Connection, topic: str, offset: int, partition: int = 0, *
     """Fetch v4 of one partition; `(error code, high watermark, records)`."""
     body = fetch_body(topic, [(partition, offset)], **limits)
     return read_fetch(connection.call(FETCH, 4, body))[partition]
+
+
+LATEST = -1
+
+
+def list_offsets(
+    connection: Connection, topic: str, timestamp: int = LATEST, partitions: tuple[int, ...] = (0,)
+) -> dict[int, tuple[int, int, int]]:
+    """ListOffsets v4: by partition its error code, offset, and leader epoch."""
+    asked = [struct.pack(">iiq", partition, -1, timestamp) for partition in partitions]
+    body = struct.pack(">ib", -1, 0) + array([string(topic) + array(asked)])
+    reader = connection.call(LIST_OFFSETS, 4, body)
+    reader.take("i"), reader.take("i"), reader.string()
+    answers = [[reader.take(field) for field in "ihqqi"] for _ in range(reader.take("i"))]
+    return {partition: (code, offset, epoch) for partition, code, _, offset, epoch in answers}
 
 
 def api_versions(connection: Connection) -> dict[int, tuple[int, int]]:

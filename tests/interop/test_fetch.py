@@ -112,6 +112,17 @@ def test_a_partition_that_is_named_twice_is_read_once(broker, topic):
         assert wire.fetch(connection, topic, 1)[2] == answer.data[-len(BATCH) :]
 
 
+def test_the_offsets_of_a_partition_that_is_named_twice_are_not_told(broker, topic):
+    with wire.Connection(broker.port) as connection:
+        wire.create_served_topic(connection, topic, 2)
+        append(connection, topic, 1, 3)
+        found = wire.list_offsets(connection, topic, partitions=(0, 1, 0))
+        assert {partition: told[:2] for partition, told in found.items()} == {
+            0: (wire.INVALID_REQUEST, -1),
+            1: (wire.NONE, 3),
+        }
+
+
 def test_hears_of_the_end_of_its_topic(broker, topic):
     with wire.Connection(broker.port) as admin, wire.Connection(broker.port) as consumer:
         wire.create_served_topic(admin, topic, 1)
@@ -160,13 +171,10 @@ def test_a_restart_is_no_truncation(own_broker, topic):
 
 
 def latest(connection, topic) -> tuple[int, int]:
-    """ListOffsets v4: the end of partition 0 and the epoch that the broker says with it."""
-    body = struct.pack(">ib", -1, 0) + wire.array([wire.string(topic) + wire.array([struct.pack(">iiq", 0, -1, -1)])])
-    answer = connection.call(wire.LIST_OFFSETS, 4, body)
-    answer.take("i"), answer.take("i"), answer.string(), answer.take("i"), answer.take("i")
-    assert answer.take("h") == wire.NONE
-    answer.take("q")
-    return answer.take("q"), answer.take("i")
+    """The end of partition 0 and the epoch that the broker says with it."""
+    code, offset, epoch = wire.list_offsets(connection, topic)[0]
+    assert code == wire.NONE
+    return offset, epoch
 
 
 def end_of_epoch(connection, topic, epoch) -> tuple[int, int, int]:

@@ -629,6 +629,30 @@ def test_max_connections_is_of_all_shards_and_may_change(own_broker):
             assert time.monotonic() < deadline, "the new value is not heard"
 
 
+def test_connections_of_one_address_are_limited(own_broker):
+    """`max.connections.per.ip`, and its overrides: who has too many is refused, and no other."""
+    here, named, nobody = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+    overrides = "max.connections.per.ip.overrides"
+    broker = own_broker(settings={"max.connections.per.ip": "4", overrides: f"{named}:2,{nobody}:0"})
+    with contextlib.ExitStack() as held:
+        inside = [held.enter_context(wire.Connection(broker.port, source=here)) for _ in range(4)]
+        inside += [held.enter_context(wire.Connection(broker.port, source=named)) for _ in range(2)]
+        for one in inside:
+            wire.api_versions(one)
+        for source in (here, named, nobody):
+            assert not wire.answers(broker.port, source), source
+        assert wire.answers(broker.port, "127.0.0.4")
+        inside[-1].close()
+        deadline = time.monotonic() + 10
+        while not wire.answers(broker.port, named):
+            assert time.monotonic() < deadline, "no room after one has left"
+        assert not wire.answers(broker.port, here)
+        assert wire.alter_broker(inside[0], {overrides: "localhost:5"}) == wire.INVALID_CONFIG
+        assert wire.alter_broker(inside[0], {overrides: f"{nobody}:1"}) == wire.NONE
+        while not wire.answers(broker.port, nobody):
+            assert time.monotonic() < deadline, "the new value is not heard"
+
+
 def test_reconnects(broker):
     """Connections that come and go leave nothing behind."""
     with undisturbed(broker):

@@ -9,7 +9,7 @@ use std::fmt;
 macro_rules! error_codes {
     ($($variant:ident = $code:literal, $name:literal;)*) => {
         /// What went wrong with a request, or with a part of it, in Kafka's numbering.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(i16)]
         #[non_exhaustive]
         pub enum ErrorCode {

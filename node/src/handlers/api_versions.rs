@@ -62,7 +62,7 @@ pub(super) fn unsupported(correlation_id: i32) -> Response {
     let answer = ApiVersionsResponse { error_code: ErrorCode::UnsupportedVersion.code(), ..table() };
     let mut writer = Writer::new();
     encode_response(&mut writer, correlation_id, 0, &answer);
-    Response::encoded(writer.into_bytes())
+    Response::encoded(writer)
 }
 
 fn table() -> ApiVersionsResponse<'static> {

@@ -72,8 +72,7 @@ fn refused<'a>(partition_index: i32, code: ErrorCode) -> PartitionResponse<'a> {
 
 /// On the shard that owns the partition.
 async fn producers_here(shard: Rc<Shard>, id: PartitionId, (): ()) -> Result<Vec<ProducerState>, ErrorCode> {
-    // The topic has it and the engine has not: it could not be created or opened.
-    let slot = shard.engine.partition(&id).ok_or(ErrorCode::KafkaStorageError)?;
+    let slot = shard.readable(&id)?;
     let producers = shard.engine.producers(slot).into_iter();
     let described = producers.map(|producer| ProducerState {
         producer_id: producer.producer_id.0,

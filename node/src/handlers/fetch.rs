@@ -337,8 +337,7 @@ fn respond(request: &Request, fetch: &Fetch, reads: Vec<Read>, finished: &Finish
     let body = FetchResponse { session_id: finished.session_id, responses, ..FetchResponse::default() };
     let mut writer = Writer::new();
     encode_response(&mut writer, request.correlation_id, request.version, &body);
-    let (head, cuts) = writer.into_parts();
-    Response::spliced(head, &cuts, payloads)
+    Response::spliced(writer, payloads)
 }
 
 fn partition_data<'a>(

@@ -1,5 +1,6 @@
 //! ListOffsets (key 2): offsets by time, and the ends of logs. KIP-79, KIP-207, KIP-734, KIP-405.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use flumen_core::types::{LeaderEpoch, PartitionId, Timestamp};
@@ -44,6 +45,7 @@ struct Query {
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: ListOffsetsRequest<'_> = request.body()?;
+    let twice = named_twice(&body);
     let image = shard.image();
     let mut queries = Vec::new();
     let mut topics = Vec::with_capacity(body.topics.len());
@@ -53,6 +55,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         for asked in &topic.partitions {
             let index = asked.partition_index;
             let error = match known.filter(|known| known.partition(index).is_some()) {
+                _ if twice.contains(&(topic.name, index)) => ErrorCode::InvalidRequest,
                 None => ErrorCode::UnknownTopicOrPartition,
                 Some(_) if request.version < first_version(asked.timestamp) => ErrorCode::UnsupportedVersion,
                 Some(known) => {
@@ -82,11 +85,22 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     Ok(request.respond(&ListOffsetsResponse { topics, ..ListOffsetsResponse::default() }))
 }
 
+/// Partitions that a request has more than once: none of them is looked up, as with Kafka.
+fn named_twice<'a>(body: &ListOffsetsRequest<'a>) -> HashSet<(&'a str, i32)> {
+    let mut seen = HashSet::new();
+    let named = body
+        .topics
+        .iter()
+        .flat_map(|topic| topic.partitions.iter().map(|partition| (topic.name, partition.partition_index)));
+    named.filter(|one| !seen.insert(*one)).collect()
+}
+
 async fn look_up(shard: &Shard, partition: PartitionId, query: Query) -> ListOffsetsPartitionResponse {
     let index = partition.partition;
     let failed = |error| response(index, error, -1, -1, -1);
-    let Some(slot) = shard.engine.partition(&partition) else {
-        return failed(ErrorCode::UnknownTopicOrPartition);
+    let slot = match shard.readable(&partition) {
+        Ok(slot) => slot,
+        Err(error) => return failed(error),
     };
     let leader_epoch = shard.leader_epoch(&partition);
     if let Some(error) = fence(query.current_leader_epoch, leader_epoch) {

@@ -114,7 +114,7 @@ impl Request {
     pub(crate) fn respond<M: Message>(&self, body: &M) -> Response {
         let mut writer = Writer::new();
         encode_response(&mut writer, self.correlation_id, self.version, body);
-        Response::encoded(writer.into_bytes())
+        Response::encoded(writer)
     }
 
     /// Lets go of the frame's memory, which is shared with other requests.
@@ -178,8 +178,9 @@ fn run(shard: Rc<Shard>, request: Request) {
         connection.unpin(pinned);
         match handled {
             Ok(response) => {
+                let error = response.error();
                 shard.net.answer(&connection, place, response);
-                shard.probe.request(key as i16, runtime::uptime().saturating_sub(began), false);
+                shard.probe.request(key as i16, runtime::uptime().saturating_sub(began), error);
             }
             Err(refusal) => {
                 let reason = match refusal {

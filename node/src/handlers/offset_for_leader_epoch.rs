@@ -50,8 +50,9 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
 
 fn look_up(shard: &Shard, partition: PartitionId, current: i32, asked: i32) -> EpochEndOffset {
     let index = partition.partition;
-    let Some(slot) = shard.engine.partition(&partition) else {
-        return failed(index, ErrorCode::UnknownTopicOrPartition);
+    let slot = match shard.readable(&partition) {
+        Ok(slot) => slot,
+        Err(error) => return failed(index, error),
     };
     let leader_epoch = shard.leader_epoch(&partition);
     if let Some(error) = fence(current, leader_epoch) {

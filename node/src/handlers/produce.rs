@@ -329,12 +329,12 @@ pub(crate) fn answer(shard: &Shard, call: ProduceCall) {
     let request = &call.request;
     request.connection.unpin(request.pinned);
     let latency = runtime::uptime().saturating_sub(request.began);
-    let failed = call.partitions.iter().any(|partition| partition.outcome.error != ErrorCode::None);
-    shard.probe.request(request.key as i16, latency, failed);
+    let mut errors = call.partitions.iter().map(|partition| partition.outcome.error);
+    let error = errors.find(|error| !error.is_none()).unwrap_or(ErrorCode::None);
+    shard.probe.request(request.key as i16, latency, error);
     let Some(place) = request.place else {
-        let refused = call.partitions.iter().find(|partition| partition.outcome.error != ErrorCode::None);
-        if let Some(refused) = refused {
-            let reason = format!("closed: a produce without acks was refused with {}", refused.outcome.error);
+        if !error.is_none() {
+            let reason = format!("closed: a produce without acks was refused with {error}");
             crate::net::Requests::complain(shard, request.connection.peer, &reason);
             shard.net.close(&request.connection);
         }

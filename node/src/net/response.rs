@@ -2,7 +2,8 @@
 //! without a copy.
 
 use bytes::Bytes;
-use flumen_wire::codec::Cut;
+use flumen_wire::ErrorCode;
+use flumen_wire::codec::Writer;
 
 /// Record bytes that a response refers to: a slice of a cached buffer of this shard, or one lent by another.
 pub(crate) trait Payload {
@@ -30,18 +31,23 @@ impl Piece {
 pub(crate) struct Response {
     pieces: Vec<Piece>,
     len: usize,
+    error: ErrorCode,
 }
 
 impl Response {
-    /// A response that one encoder wrote whole, length prefix included.
-    pub(crate) fn encoded(bytes: Vec<u8>) -> Response {
+    /// A response that was written whole, length prefix included.
+    pub(crate) fn encoded(written: Writer) -> Response {
+        let error = ErrorCode::from_code(written.error());
+        let bytes = written.into_bytes();
         let len = bytes.len();
-        Response { pieces: vec![Piece::Encoded(Bytes::from(bytes))], len }
+        Response { pieces: vec![Piece::Encoded(Bytes::from(bytes))], len, error }
     }
 
-    /// A response whose encoder left out record data at `cuts`, in order. `payloads` holds, for each cut, the
+    /// A response where record data was left out at the writer's cuts. `payloads` holds, for each cut, the
     /// slices that belong there; their lengths add up to what the encoder announced.
-    pub(crate) fn spliced(head: Vec<u8>, cuts: &[Cut], payloads: Vec<Vec<Box<dyn Payload>>>) -> Response {
+    pub(crate) fn spliced(written: Writer, payloads: Vec<Vec<Box<dyn Payload>>>) -> Response {
+        let error = ErrorCode::from_code(written.error());
+        let (head, cuts) = written.into_parts();
         assert_eq!(cuts.len(), payloads.len(), "one list of slices for each cut");
         let head = Bytes::from(head);
         let mut pieces = Vec::with_capacity(cuts.len() * 2 + 1);
@@ -63,7 +69,12 @@ impl Response {
         if from < head.len() {
             pieces.push(Piece::Encoded(head.slice(from..)));
         }
-        Response { pieces, len }
+        Response { pieces, len, error }
+    }
+
+    /// The first error that it tells.
+    pub(crate) fn error(&self) -> ErrorCode {
+        self.error
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -11,7 +11,9 @@ pub use log::Limit;
 pub use snapshot::Snapshot;
 
 use crate::runtime::Health;
+use flumen_wire::ErrorCode;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Counts up. Owned by one shard.
@@ -49,8 +51,9 @@ pub struct ShardProbe {
 /// What is counted of one API.
 #[derive(Default)]
 struct Api {
-    failed: Counter,
     latency: Histogram,
+    /// Requests by the first error of their answer. No more entries than there are error codes.
+    errors: BTreeMap<ErrorCode, u64>,
 }
 
 impl ShardProbe {
@@ -60,8 +63,8 @@ impl ShardProbe {
     }
 
     /// A request was answered: `latency` from its last byte read to its response handed to the kernel (or dropped, with
-    /// acks=0); `failed` when the response as a whole carries an error.
-    pub fn request(&self, api_key: i16, latency: Duration, failed: bool) {
+    /// acks=0); `error` is the first that the response tells.
+    pub fn request(&self, api_key: i16, latency: Duration, error: ErrorCode) {
         let Some(index) = usize::try_from(api_key).ok().filter(|&index| index < API_KEYS) else { return };
         let mut apis = self.apis.borrow_mut();
         if apis.len() <= index {
@@ -69,8 +72,8 @@ impl ShardProbe {
         }
         let api = apis[index].get_or_insert_default();
         api.latency.record(latency);
-        if failed {
-            api.failed.one();
+        if !error.is_none() {
+            *api.errors.entry(error).or_default() += 1;
         }
     }
 
@@ -84,13 +87,11 @@ impl ShardProbe {
         for (key, api) in self.apis.borrow().iter().enumerate() {
             let Some(api) = api else { continue };
             let labels = format!("api=\"{}\"", api_name(key as i16));
-            let failed = api.failed.get();
-            snapshot.counter(
-                "flumen_requests_failed_total",
-                "Requests answered with an error.",
-                &labels,
-                failed,
-            );
+            for (error, count) in &api.errors {
+                let labels = format!("{labels},error=\"{error}\"");
+                let help = "Requests whose answer tells an error, by its first.";
+                snapshot.counter("flumen_request_errors_total", help, &labels, *count);
+            }
             snapshot.histogram("flumen_request_seconds", "From request to response.", &labels, &api.latency);
         }
     }
@@ -144,10 +145,10 @@ mod tests {
         let mut merged = Snapshot::default();
         for _ in 0..2 {
             let probe = ShardProbe::new();
-            probe.request(0, Duration::from_micros(100), false);
-            probe.request(1, Duration::from_millis(3), true);
-            probe.request(-1, Duration::ZERO, true);
-            probe.request(i16::MAX, Duration::ZERO, true);
+            probe.request(0, Duration::from_micros(100), ErrorCode::None);
+            probe.request(1, Duration::from_millis(3), ErrorCode::OffsetOutOfRange);
+            probe.request(-1, Duration::ZERO, ErrorCode::CorruptMessage);
+            probe.request(i16::MAX, Duration::ZERO, ErrorCode::CorruptMessage);
             let mut snapshot = Snapshot::default();
             probe.report(name, &mut snapshot);
             merged.merge(snapshot);
@@ -156,9 +157,8 @@ mod tests {
         report_process(&mut merged);
         let text = merged.to_text();
         for line in [
-            "# TYPE flumen_requests_failed_total counter",
-            "flumen_requests_failed_total{api=\"Fetch\"} 2",
-            "flumen_requests_failed_total{api=\"Produce\"} 0",
+            "# TYPE flumen_request_errors_total counter",
+            "flumen_request_errors_total{api=\"Fetch\",error=\"OFFSET_OUT_OF_RANGE\"} 2",
             "flumen_request_seconds_bucket{api=\"Produce\",le=\"0.000128\"} 2",
             "flumen_request_seconds_count{api=\"Fetch\"} 2",
             "flumen_stalls_total{shard=\"0\"} 2",

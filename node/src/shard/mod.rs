@@ -159,7 +159,7 @@ pub(crate) async fn run(
         unsent_bytes_max: (facts.config.memory / UNSENT_SHARE) as usize / count,
         unfinished_bytes_max: (facts.config.memory / UNFINISHED_SHARE) as usize / count,
     };
-    facts.admission.set_max(config.max_connections);
+    facts.admission.limit(&config);
     let session_slots = (config.max_incremental_fetch_session_cache_slots as usize).div_ceil(count);
     let net = Net::new(listener, limits).map_err(|e| format!("cannot watch the listener: {e}"))?;
     let shard = Rc::new_cyclic(|shard: &Weak<Shard>| Shard {
@@ -326,6 +326,15 @@ impl Shard {
         let config = Rc::new(settings.log_config(&image.topic_overrides(name)));
         self.log_configs.borrow_mut().insert(topic, Rc::clone(&config));
         config
+    }
+
+    /// A partition of this shard that can be asked about its log; or the error that says why it cannot.
+    pub(crate) fn readable(&self, partition: &PartitionId) -> Result<Slot, ErrorCode> {
+        let slot = self.engine.partition(partition).ok_or(ErrorCode::UnknownTopicOrPartition)?;
+        match self.engine.offline_reason(slot) {
+            None => Ok(slot),
+            Some(_) => Err(ErrorCode::KafkaStorageError),
+        }
     }
 
     /// The leader epoch under which this node leads a partition; -1 where it is not known.

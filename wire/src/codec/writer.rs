@@ -16,6 +16,12 @@ pub trait Sink {
     /// Takes a signed variable-length integer of 64 bits, zigzag-coded.
     fn varlong(&mut self, value: i64);
 
+    /// An error code of a response.
+    #[inline]
+    fn error_code(&mut self, code: i16) {
+        self.i16(code);
+    }
+
     /// Notes that `len` bytes which are not here belong at this place.
     fn splice(&mut self, len: usize);
 
@@ -198,6 +204,7 @@ pub struct Writer {
     bytes: Vec<u8>,
     cuts: Vec<Cut>,
     spliced: usize,
+    error: i16,
 }
 
 impl Writer {
@@ -210,12 +217,12 @@ impl Writer {
     pub fn reuse(mut bytes: Vec<u8>, mut cuts: Vec<Cut>) -> Writer {
         bytes.clear();
         cuts.clear();
-        Writer { bytes, cuts, spliced: 0 }
+        Writer { bytes, cuts, spliced: 0, error: 0 }
     }
 
     /// A writer that goes on behind what `bytes` holds.
     pub fn append_to(bytes: Vec<u8>) -> Writer {
-        Writer { bytes, cuts: Vec::new(), spliced: 0 }
+        Writer { bytes, ..Writer::default() }
     }
 
     /// Makes room for so many more bytes and no more than that.
@@ -238,6 +245,11 @@ impl Writer {
         self.bytes.len() + self.spliced
     }
 
+    /// The first error code of what was written, or 0 where all of them are.
+    pub fn error(&self) -> i16 {
+        self.error
+    }
+
     /// The bytes and the cuts.
     pub fn into_parts(self) -> (Vec<u8>, Vec<Cut>) {
         (self.bytes, self.cuts)
@@ -254,6 +266,14 @@ impl Writer {
 }
 
 impl Sink for Writer {
+    #[inline]
+    fn error_code(&mut self, code: i16) {
+        if self.error == 0 {
+            self.error = code;
+        }
+        self.i16(code);
+    }
+
     #[inline]
     fn put(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);

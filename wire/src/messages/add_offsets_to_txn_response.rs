@@ -41,7 +41,7 @@ impl Encode for AddOffsetsToTxnResponse {
         assert!((0..=4).contains(&version), "AddOffsetsToTxnResponse has no version {version}");
         let flexible = version >= 3;
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if flexible {
             sink.uvarint(0);
         }

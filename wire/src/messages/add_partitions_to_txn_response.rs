@@ -50,7 +50,7 @@ impl Encode for AddPartitionsToTxnResponse<'_> {
         let flexible = version >= 3;
         sink.i32(self.throttle_time_ms);
         if version >= 4 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         }
         if version >= 4 {
             sink.len(Some(self.results_by_transaction.len()), flexible);

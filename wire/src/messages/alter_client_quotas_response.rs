@@ -87,7 +87,7 @@ impl<'a> Decode<'a> for EntryData<'a> {
 impl Encode for EntryData<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 1;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         sink.len(Some(self.entity.len()), flexible);
         for element in &self.entity {

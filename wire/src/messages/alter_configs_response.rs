@@ -95,7 +95,7 @@ impl<'a> Decode<'a> for AlterConfigsResourceResponse<'a> {
 impl Encode for AlterConfigsResourceResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 2;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         sink.i8(self.resource_type);
         sink.string(self.resource_name, flexible);

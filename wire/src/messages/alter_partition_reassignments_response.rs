@@ -62,7 +62,7 @@ impl Encode for AlterPartitionReassignmentsResponse<'_> {
         if version >= 1 {
             sink.bool(self.allow_replication_factor_change);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.len(Some(self.responses.len()), true);
         for element in &self.responses {
@@ -136,7 +136,7 @@ impl<'a> Decode<'a> for ReassignablePartitionResponse<'a> {
 impl Encode for ReassignablePartitionResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, _version: i16) {
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.uvarint(0);
     }

@@ -43,7 +43,7 @@ impl Encode for AlterShareGroupOffsetsResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!(version == 0, "AlterShareGroupOffsetsResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.len(Some(self.responses.len()), true);
         for element in &self.responses {
@@ -114,7 +114,7 @@ impl<'a> Decode<'a> for AlterShareGroupOffsetsResponsePartition<'a> {
 impl Encode for AlterShareGroupOffsetsResponsePartition<'_> {
     fn write<S: Sink>(&self, sink: &mut S, _version: i16) {
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.uvarint(0);
     }

@@ -78,7 +78,7 @@ impl<'a> Decode<'a> for AlterUserScramCredentialsResult<'a> {
 impl Encode for AlterUserScramCredentialsResult<'_> {
     fn write<S: Sink>(&self, sink: &mut S, _version: i16) {
         sink.string(self.user, true);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.uvarint(0);
     }

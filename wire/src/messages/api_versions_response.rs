@@ -99,7 +99,7 @@ impl Encode for ApiVersionsResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!((0..=4).contains(&version), "ApiVersionsResponse has no version {version}");
         let flexible = version >= 3;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.len(Some(self.api_keys.len()), flexible);
         for element in &self.api_keys {
             element.write(sink, version);

@@ -84,7 +84,7 @@ impl<'a> Decode<'a> for AclCreationResult<'a> {
 impl Encode for AclCreationResult<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 2;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         if flexible {
             sink.uvarint(0);

@@ -81,7 +81,7 @@ impl Encode for CreatePartitionsTopicResult<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 2;
         sink.string(self.name, flexible);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         if flexible {
             sink.uvarint(0);

@@ -134,7 +134,7 @@ impl Encode for CreatableTopicResult<'_> {
         if version >= 7 {
             sink.uuid(self.topic_id);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         if version >= 5 {
             sink.i32(self.num_partitions);

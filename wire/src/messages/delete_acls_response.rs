@@ -87,7 +87,7 @@ impl<'a> Decode<'a> for DeleteAclsFilterResult<'a> {
 impl Encode for DeleteAclsFilterResult<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 2;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         sink.len(Some(self.matching_acls.len()), flexible);
         for element in &self.matching_acls {
@@ -173,7 +173,7 @@ impl<'a> Decode<'a> for DeleteAclsMatchingAcl<'a> {
 impl Encode for DeleteAclsMatchingAcl<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 2;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         sink.i8(self.resource_type);
         sink.string(self.resource_name, flexible);

@@ -78,7 +78,7 @@ impl Encode for DeletableGroupResult<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 2;
         sink.string(self.group_id, flexible);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if flexible {
             sink.uvarint(0);
         }

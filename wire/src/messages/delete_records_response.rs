@@ -119,7 +119,7 @@ impl Encode for DeleteRecordsPartitionResult {
         let flexible = version >= 2;
         sink.i32(self.partition_index);
         sink.i64(self.low_watermark);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if flexible {
             sink.uvarint(0);
         }

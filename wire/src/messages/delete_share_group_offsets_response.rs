@@ -43,7 +43,7 @@ impl Encode for DeleteShareGroupOffsetsResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!(version == 0, "DeleteShareGroupOffsetsResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.len(Some(self.responses.len()), true);
         for element in &self.responses {
@@ -83,7 +83,7 @@ impl Encode for DeleteShareGroupOffsetsResponseTopic<'_> {
     fn write<S: Sink>(&self, sink: &mut S, _version: i16) {
         sink.string(self.topic_name, true);
         sink.uuid(self.topic_id);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.uvarint(0);
     }

@@ -106,7 +106,7 @@ impl Encode for DeletableTopicResult<'_> {
         if version >= 6 {
             sink.uuid(self.topic_id);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if version >= 5 {
             sink.nullable_string(self.error_message, flexible);
         }

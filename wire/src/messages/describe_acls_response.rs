@@ -59,7 +59,7 @@ impl Encode for DescribeAclsResponse<'_> {
         assert!((1..=3).contains(&version), "DescribeAclsResponse has no version {version}");
         let flexible = version >= 2;
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         sink.len(Some(self.resources.len()), flexible);
         for element in &self.resources {

@@ -59,7 +59,7 @@ impl Encode for DescribeClientQuotasResponse<'_> {
         assert!((0..=1).contains(&version), "DescribeClientQuotasResponse has no version {version}");
         let flexible = version >= 1;
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         sink.len(self.entries.as_ref().map(Vec::len), flexible);
         for element in self.entries.iter().flatten() {

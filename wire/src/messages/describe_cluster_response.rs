@@ -80,7 +80,7 @@ impl Encode for DescribeClusterResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!((0..=2).contains(&version), "DescribeClusterResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         if version >= 1 {
             sink.i8(self.endpoint_type);

@@ -122,7 +122,7 @@ impl<'a> Decode<'a> for DescribedGroup<'a> {
 impl Encode for DescribedGroup<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 5;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if version >= 6 {
             sink.nullable_string(self.error_message, flexible);
         } else {

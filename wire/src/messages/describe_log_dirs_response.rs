@@ -45,7 +45,7 @@ impl Encode for DescribeLogDirsResponse<'_> {
         let flexible = version >= 2;
         sink.i32(self.throttle_time_ms);
         if version >= 3 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         }
         sink.len(Some(self.results.len()), flexible);
         for element in &self.results {
@@ -109,7 +109,7 @@ impl<'a> Decode<'a> for DescribeLogDirsResult<'a> {
 impl Encode for DescribeLogDirsResult<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 2;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.string(self.log_dir, flexible);
         sink.len(Some(self.topics.len()), flexible);
         for element in &self.topics {

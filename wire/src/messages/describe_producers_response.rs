@@ -105,7 +105,7 @@ impl<'a> Decode<'a> for PartitionResponse<'a> {
 impl Encode for PartitionResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.len(Some(self.active_producers.len()), true);
         for element in &self.active_producers {

@@ -78,7 +78,7 @@ impl Encode for DescribeShareGroupOffsetsResponseGroup<'_> {
         for element in &self.topics {
             element.write(sink, version);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.uvarint(0);
     }
@@ -173,7 +173,7 @@ impl Encode for DescribeShareGroupOffsetsResponsePartition<'_> {
         if version >= 1 {
             sink.i64(self.lag);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.uvarint(0);
     }

@@ -97,7 +97,7 @@ impl<'a> Decode<'a> for DescribeTopicPartitionsResponseTopic<'a> {
 
 impl Encode for DescribeTopicPartitionsResponseTopic<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.name, true);
         sink.uuid(self.topic_id);
         sink.bool(self.is_internal);
@@ -180,7 +180,7 @@ impl<'a> Decode<'a> for DescribeTopicPartitionsResponsePartition {
 
 impl Encode for DescribeTopicPartitionsResponsePartition {
     fn write<S: Sink>(&self, sink: &mut S, _version: i16) {
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i32(self.partition_index);
         sink.i32(self.leader_id);
         sink.i32(self.leader_epoch);

@@ -94,7 +94,7 @@ impl<'a> Decode<'a> for TransactionState<'a> {
 
 impl Encode for TransactionState<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.string(self.transactional_id, true);
         sink.string(self.transaction_state, true);
         sink.i32(self.transaction_timeout_ms);

@@ -55,7 +55,7 @@ impl Encode for DescribeUserScramCredentialsResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!(version == 0, "DescribeUserScramCredentialsResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.len(Some(self.results.len()), true);
         for element in &self.results {
@@ -106,7 +106,7 @@ impl<'a> Decode<'a> for DescribeUserScramCredentialsResult<'a> {
 impl Encode for DescribeUserScramCredentialsResult<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         sink.string(self.user, true);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.len(Some(self.credential_infos.len()), true);
         for element in &self.credential_infos {

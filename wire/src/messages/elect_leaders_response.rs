@@ -45,7 +45,7 @@ impl Encode for ElectLeadersResponse<'_> {
         let flexible = version >= 2;
         sink.i32(self.throttle_time_ms);
         if version >= 1 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         } else {
             debug_assert!(self.error_code == 0, "ElectLeadersResponse.ErrorCode is not in version {version}");
         }
@@ -133,7 +133,7 @@ impl Encode for PartitionResult<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 2;
         sink.i32(self.partition_id);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         if flexible {
             sink.uvarint(0);

@@ -59,7 +59,7 @@ impl Encode for EndTxnResponse {
         assert!((0..=5).contains(&version), "EndTxnResponse has no version {version}");
         let flexible = version >= 3;
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if version >= 5 {
             sink.i64(self.producer_id);
         }

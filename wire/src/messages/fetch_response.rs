@@ -60,7 +60,7 @@ impl Encode for FetchResponse<'_> {
         let flexible = version >= 12;
         sink.i32(self.throttle_time_ms);
         if version >= 7 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         }
         if version >= 7 {
             sink.i32(self.session_id);
@@ -244,7 +244,7 @@ impl Encode for PartitionData<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 12;
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i64(self.high_watermark);
         sink.i64(self.last_stable_offset);
         if version >= 5 {

@@ -75,7 +75,7 @@ impl Encode for FindCoordinatorResponse<'_> {
             sink.i32(self.throttle_time_ms);
         }
         if version <= 3 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         } else {
             debug_assert!(
                 self.error_code == 0,
@@ -190,7 +190,7 @@ impl Encode for Coordinator<'_> {
             debug_assert!(self.port == 0, "Coordinator.Port is not in version {version}");
         }
         if version >= 4 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         } else {
             debug_assert!(self.error_code == 0, "Coordinator.ErrorCode is not in version {version}");
         }

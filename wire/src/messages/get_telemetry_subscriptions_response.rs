@@ -68,7 +68,7 @@ impl Encode for GetTelemetrySubscriptionsResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!(version == 0, "GetTelemetrySubscriptionsResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.uuid(self.client_instance_id);
         sink.i32(self.subscription_id);
         sink.len(Some(self.accepted_compression_types.len()), true);

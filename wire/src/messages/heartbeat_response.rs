@@ -43,7 +43,7 @@ impl Encode for HeartbeatResponse {
         if version >= 1 {
             sink.i32(self.throttle_time_ms);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if flexible {
             sink.uvarint(0);
         }

@@ -74,7 +74,7 @@ impl Encode for InitProducerIdResponse {
         assert!((0..=6).contains(&version), "InitProducerIdResponse has no version {version}");
         let flexible = version >= 2;
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i64(self.producer_id);
         sink.i16(self.producer_epoch);
         if version >= 6 {

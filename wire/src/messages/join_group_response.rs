@@ -92,7 +92,7 @@ impl Encode for JoinGroupResponse<'_> {
         if version >= 2 {
             sink.i32(self.throttle_time_ms);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i32(self.generation_id);
         if version >= 7 {
             sink.nullable_string(self.protocol_type, flexible);

@@ -46,7 +46,7 @@ impl Encode for LeaveGroupResponse<'_> {
         if version >= 1 {
             sink.i32(self.throttle_time_ms);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if version >= 3 {
             sink.len(Some(self.members.len()), flexible);
             for element in &self.members {
@@ -111,7 +111,7 @@ impl Encode for MemberResponse<'_> {
             );
         }
         if version >= 3 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         } else {
             debug_assert!(self.error_code == 0, "MemberResponse.ErrorCode is not in version {version}");
         }

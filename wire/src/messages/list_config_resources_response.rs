@@ -40,7 +40,7 @@ impl Encode for ListConfigResourcesResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!((0..=1).contains(&version), "ListConfigResourcesResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.len(Some(self.config_resources.len()), true);
         for element in &self.config_resources {
             element.write(sink, version);

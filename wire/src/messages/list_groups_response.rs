@@ -46,7 +46,7 @@ impl Encode for ListGroupsResponse<'_> {
         if version >= 1 {
             sink.i32(self.throttle_time_ms);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.len(Some(self.groups.len()), flexible);
         for element in &self.groups {
             element.write(sink, version);

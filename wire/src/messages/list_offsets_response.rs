@@ -139,7 +139,7 @@ impl Encode for ListOffsetsPartitionResponse {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 6;
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i64(self.timestamp);
         sink.i64(self.offset);
         if version >= 4 {

@@ -55,7 +55,7 @@ impl Encode for ListPartitionReassignmentsResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!(version == 0, "ListPartitionReassignmentsResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.len(Some(self.topics.len()), true);
         for element in &self.topics {

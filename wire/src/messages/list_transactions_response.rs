@@ -43,7 +43,7 @@ impl Encode for ListTransactionsResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!((0..=2).contains(&version), "ListTransactionsResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.len(Some(self.unknown_state_filters.len()), true);
         for element in &self.unknown_state_filters {
             sink.string(element, true);

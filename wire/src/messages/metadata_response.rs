@@ -105,7 +105,7 @@ impl Encode for MetadataResponse<'_> {
             );
         }
         if version >= 13 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         }
         if flexible {
             sink.uvarint(0);
@@ -210,7 +210,7 @@ impl<'a> Decode<'a> for MetadataResponseTopic<'a> {
 impl Encode for MetadataResponseTopic<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 9;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if version >= 12 {
             sink.nullable_string(self.name, flexible);
         } else {
@@ -307,7 +307,7 @@ impl<'a> Decode<'a> for MetadataResponsePartition {
 impl Encode for MetadataResponsePartition {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 9;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i32(self.partition_index);
         sink.i32(self.leader_id);
         if version >= 7 {

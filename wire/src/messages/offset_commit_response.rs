@@ -125,7 +125,7 @@ impl Encode for OffsetCommitResponsePartition {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 8;
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if flexible {
             sink.uvarint(0);
         }

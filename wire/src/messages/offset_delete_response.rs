@@ -38,7 +38,7 @@ impl<'a> Decode<'a> for OffsetDeleteResponse<'a> {
 impl Encode for OffsetDeleteResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!(version == 0, "OffsetDeleteResponse has no version {version}");
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i32(self.throttle_time_ms);
         sink.len(Some(self.topics.len()), false);
         for element in &self.topics {
@@ -98,6 +98,6 @@ impl<'a> Decode<'a> for OffsetDeleteResponsePartition {
 impl Encode for OffsetDeleteResponsePartition {
     fn write<S: Sink>(&self, sink: &mut S, _version: i16) {
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
     }
 }

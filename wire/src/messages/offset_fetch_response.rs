@@ -58,7 +58,7 @@ impl Encode for OffsetFetchResponse<'_> {
             debug_assert!(self.topics.is_empty(), "OffsetFetchResponse.Topics is not in version {version}");
         }
         if (2..=7).contains(&version) {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         }
         if version >= 8 {
             sink.len(Some(self.groups.len()), flexible);
@@ -198,7 +198,7 @@ impl Encode for OffsetFetchResponsePartition<'_> {
             );
         }
         if version <= 7 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         } else {
             debug_assert!(
                 self.error_code == 0,
@@ -260,7 +260,7 @@ impl Encode for OffsetFetchResponseGroup<'_> {
             );
         }
         if version >= 8 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         } else {
             debug_assert!(
                 self.error_code == 0,
@@ -401,7 +401,7 @@ impl Encode for OffsetFetchResponsePartitions<'_> {
             );
         }
         if version >= 8 {
-            sink.i16(self.error_code);
+            sink.error_code(self.error_code);
         } else {
             debug_assert!(
                 self.error_code == 0,

@@ -132,7 +132,7 @@ impl<'a> Decode<'a> for EpochEndOffset {
 impl Encode for EpochEndOffset {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 4;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i32(self.partition);
         sink.i32(self.leader_epoch);
         sink.i64(self.end_offset);

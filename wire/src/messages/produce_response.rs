@@ -208,7 +208,7 @@ impl Encode for PartitionProduceResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 9;
         sink.i32(self.index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.i64(self.base_offset);
         sink.i64(self.log_append_time_ms);
         if version >= 5 {

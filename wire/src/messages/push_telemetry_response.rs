@@ -37,7 +37,7 @@ impl Encode for PushTelemetryResponse {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!(version == 0, "PushTelemetryResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.uvarint(0);
     }
 }

@@ -58,7 +58,7 @@ impl Encode for SaslAuthenticateResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!((0..=2).contains(&version), "SaslAuthenticateResponse has no version {version}");
         let flexible = version >= 2;
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, flexible);
         sink.bytes(self.auth_bytes, flexible);
         if version >= 1 {

@@ -35,7 +35,7 @@ impl<'a> Decode<'a> for SaslHandshakeResponse<'a> {
 impl Encode for SaslHandshakeResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!((0..=1).contains(&version), "SaslHandshakeResponse has no version {version}");
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.len(Some(self.mechanisms.len()), false);
         for element in &self.mechanisms {
             sink.string(element, false);

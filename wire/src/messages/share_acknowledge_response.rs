@@ -56,7 +56,7 @@ impl Encode for ShareAcknowledgeResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!((1..=2).contains(&version), "ShareAcknowledgeResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         if version >= 2 {
             sink.i32(self.acquisition_lock_timeout_ms);
@@ -133,7 +133,7 @@ impl<'a> Decode<'a> for PartitionData<'a> {
 impl Encode for PartitionData<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         self.current_leader.write(sink, version);
         sink.uvarint(0);

@@ -56,7 +56,7 @@ impl Encode for ShareFetchResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!((1..=2).contains(&version), "ShareFetchResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.i32(self.acquisition_lock_timeout_ms);
         sink.len(Some(self.responses.len()), true);
@@ -152,7 +152,7 @@ impl<'a> Decode<'a> for PartitionData<'a> {
 impl Encode for PartitionData<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.i16(self.acknowledge_error_code);
         sink.nullable_string(self.acknowledge_error_message, true);

@@ -115,7 +115,7 @@ impl<'a> Decode<'a> for DescribedGroup<'a> {
 
 impl Encode for DescribedGroup<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.string(self.group_id, true);
         sink.string(self.group_state, true);

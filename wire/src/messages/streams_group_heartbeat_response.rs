@@ -110,7 +110,7 @@ impl Encode for StreamsGroupHeartbeatResponse<'_> {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         assert!(version == 0, "StreamsGroupHeartbeatResponse has no version {version}");
         sink.i32(self.throttle_time_ms);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         sink.nullable_string(self.error_message, true);
         sink.string(self.member_id, true);
         sink.i32(self.member_epoch);

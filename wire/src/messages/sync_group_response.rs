@@ -52,7 +52,7 @@ impl Encode for SyncGroupResponse<'_> {
         if version >= 1 {
             sink.i32(self.throttle_time_ms);
         }
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if version >= 5 {
             sink.nullable_string(self.protocol_type, flexible);
         }

@@ -115,7 +115,7 @@ impl Encode for TxnOffsetCommitResponsePartition {
     fn write<S: Sink>(&self, sink: &mut S, version: i16) {
         let flexible = version >= 3;
         sink.i32(self.partition_index);
-        sink.i16(self.error_code);
+        sink.error_code(self.error_code);
         if flexible {
             sink.uvarint(0);
         }

@@ -451,6 +451,9 @@ fn emit_tag_bodies(message: &Message, structure: &Struct, tagged: &[&Field], out
 /// Statements that write a field in a version that has it.
 fn write_field(message: &Message, field: &Field) -> String {
     let name = format!("self.{}", field.rust_name());
+    if field.name == "ErrorCode" && matches!(field.ty, Type::I16) {
+        return format!("sink.error_code({name});");
+    }
     let write_null = write(message, &field.ty, true, &name);
     if field.nullable == field.versions || !field.is_nullable() {
         return write(message, &field.ty, field.is_nullable(), &name);
