@@ -31,12 +31,29 @@ impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FrameError::Negative(len) => write!(f, "a frame of {len} bytes"),
-            FrameError::TooLarge { len, max } => write!(f, "a frame of {len} bytes, where {max} are allowed"),
+            FrameError::TooLarge { len, max } => {
+                write!(f, "a frame of {len} bytes, where {max} are allowed")?;
+                match other_protocol(*len) {
+                    Some(what) => write!(f, " (it begins as {what})"),
+                    None => Ok(()),
+                }
+            }
         }
     }
 }
 
 impl std::error::Error for FrameError {}
+
+/// What begins with these four bytes, taken for a length.
+fn other_protocol(len: usize) -> Option<&'static str> {
+    match &u32::try_from(len).ok()?.to_be_bytes() {
+        [0x15 | 0x16, 3, _, _] => Some("TLS does: both sides have to speak plaintext"),
+        b"GET " | b"POST" | b"HEAD" | b"HTTP" => {
+            Some("HTTP does: this is about the address of the Kafka protocol")
+        }
+        _ => None,
+    }
+}
 
 /// Length of the frame behind a prefix, at most `max`. Nothing is to be allocated before this has said yes.
 #[inline]
@@ -222,6 +239,10 @@ mod tests {
         let claimed = i32::MAX as usize;
         let error = frame_len([0x7f, 0xff, 0xff, 0xff], 1000);
         assert_eq!(error, Err(FrameError::TooLarge { len: claimed, max: 1000 }));
+        for (prefix, word) in [(*b"GET ", "HTTP"), ([0x16, 3, 1, 2], "TLS"), ([0x16, 4, 1, 2], "allowed")] {
+            let why = frame_len(prefix, 100 << 20).map_err(|error| error.to_string());
+            assert!(why.as_ref().is_err_and(|why| why.contains(word)), "{why:?}");
+        }
     }
 
     #[test]
