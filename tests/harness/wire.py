@@ -301,6 +301,13 @@ def create_topic(
     return reader.take("h"), reader.string()
 
 
+def delete_topic(connection: Connection, name: str) -> int:
+    """Deletes it and waits until that is done; returns the error code."""
+    reader = connection.call(DELETE_TOPICS, 1, array([string(name)]) + struct.pack(">i", 10_000))
+    reader.take("i"), reader.take("i"), reader.string()
+    return reader.take("h")
+
+
 def alter_topic(connection: Connection, topic: str, settings: dict[str, str]) -> int:
     """Sets settings of a topic; returns the error code."""
     return _alter(connection, TOPIC, topic, settings)

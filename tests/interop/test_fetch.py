@@ -128,7 +128,7 @@ def test_hears_of_the_end_of_its_topic(broker, topic):
         wire.create_served_topic(admin, topic, 1)
         consumer.send(wire.FETCH, 4, wire.fetch_body(topic, [(0, 0)], max_wait_ms=FOR_EVER_MS))
         assert not is_answered(consumer, 0.2)
-        admin.call(wire.DELETE_TOPICS, 1, wire.array([wire.string(topic)]) + struct.pack(">i", 10_000))
+        assert wire.delete_topic(admin, topic) == wire.NONE
         assert is_answered(consumer, 10)
         assert wire.read_fetch(consumer.receive()[1])[0][0] == wire.UNKNOWN_TOPIC_OR_PARTITION
 

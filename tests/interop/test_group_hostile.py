@@ -385,7 +385,7 @@ def test_describe_and_delete(connection, group, made):
 
 def test_a_deleted_topic_takes_its_offsets_along(connection, group, made):
     assert groups.commit(connection, group, {(made, 0): 4}) == {(made, 0): wire.NONE}
-    connection.call(wire.DELETE_TOPICS, 1, wire.array([wire.string(made)]) + struct.pack(">i", 10_000))
+    assert wire.delete_topic(connection, made) == wire.NONE
     deadline = time.monotonic() + 10
     while groups.committed(connection, group)[1]:
         assert time.monotonic() < deadline, "the offsets are still there"

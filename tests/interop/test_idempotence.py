@@ -58,6 +58,16 @@ def test_a_higher_epoch_fences_the_lower(send):
     assert send(1, epoch=0)[0] == wire.INVALID_PRODUCER_EPOCH
 
 
+def test_a_topic_that_is_made_again_takes_a_producer_where_it_was(send, connection, topic):
+    """It does not know of that, and for some clients an answer that its numbers are wrong is the end."""
+    assert [send(0, 3), send(3, 2)] == [(0, 0), (0, 3)]
+    assert wire.delete_topic(connection, topic) == wire.NONE
+    wire.create_served_topic(connection, topic, timeout_s=10)
+    assert send(5) == (wire.NONE, 0)
+    assert send(7)[0] == wire.OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert send(6) == (wire.NONE, 1)
+
+
 def test_producer_ids_differ(connection):
     ids = [wire.init_producer_id(connection) for _ in range(200)]
     assert {code for code, _, _ in ids} == {wire.NONE}

@@ -19,6 +19,9 @@
 //! - A producer's time of expiry counts from its last append here, not from its records' timestamps, which may be
 //!   those of old data.
 //! - The number of producers is bounded: the longest idle go first.
+//! - In a partition that never held anything a producer begins with sequence 0, so that its first batches cannot overtake each
+//!   other; unless a topic of that name was deleted since the node started ([`ProducerTable::expect_old`]). Kafka takes any
+//!   sequence of a producer that it does not know, and to refuse that of one which outlived its topic ends some clients.
 //!
 //! A repeated batch that is older than the window is OUT_OF_ORDER_SEQUENCE_NUMBER, as in Kafka. Clients take the
 //! former answer, DUPLICATE_SEQUENCE_NUMBER, for success, which may not be said before the first one is durable.
@@ -115,7 +118,7 @@ struct Refused {
 /// Everything of a table that is persisted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProducerSnapshot {
-    /// Whether the partition ever held a batch, of whatever producer.
+    /// Whether the partition, or one of its name before it, ever held a batch, of whatever producer.
     pub written: bool,
     /// By rising producer id.
     pub producers: Vec<ProducerState>,
@@ -154,6 +157,12 @@ impl ProducerTable {
         ProducerTable { producers: BTreeMap::new(), refused: BTreeMap::new(), written: false, expiration_ms }
     }
 
+    /// The partition has held nothing, but one of the same name may have, before it was deleted: producers that do not
+    /// know of that go on where they were.
+    pub fn expect_old(&mut self) {
+        self.written = true;
+    }
+
     /// Whether a checked batch may be written now. Changes nothing: after an append call [`ProducerTable::update`].
     pub fn check(&self, now_ms: i64, header: &BatchHeader) -> Result<Verdict, SequenceError> {
         if !header.has_producer_id() {
@@ -174,6 +183,7 @@ impl ProducerTable {
             Some(refused) => Err(SequenceError::OutOfOrder { sequence, expected: refused.sequence }),
             // Retention or expiry may have taken what was known, so any sequence is accepted, as in Kafka; but a
             // partition that never held anything has lost nothing, and its first batches must not overtake each other.
+            // (One that bears the name of a deleted one is not such a partition.)
             None if self.written || sequence == 0 => Ok(Verdict::Append),
             None => Err(SequenceError::OutOfOrder { sequence, expected: 0 }),
         }

@@ -89,6 +89,10 @@ impl World {
                 self.table = ProducerTable::restore(EXPIRATION_MS, &self.table.snapshot()).unwrap();
                 vec![]
             }
+            ("renewed", []) => {
+                self.table.expect_old();
+                vec![]
+            }
             ("show", []) => self.show(),
             _ => panic!("no such command: {command} {numbers:?}"),
         }

@@ -13,7 +13,7 @@
 //! - **the controller's shard publishes first**: whatever was seen on some shard is in its image ([`Shard::newest_image`]);
 //! - a decision is answered when every shard acts by it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +34,32 @@ use crate::startup::compaction_settings;
 pub(crate) const CONTROLLER: ShardId = ShardId(0);
 /// Partitions of a shard whose files are put away at the same time.
 const DELETIONS_AT_ONCE: usize = 64;
+
+/// Names of deleted topics that a shard remembers.
+const DELETED_NAMES_MAX: usize = 10_000;
+
+/// Names that topics had which were deleted since the start, the last of them. Who wrote to such a topic may go on in one
+/// of the same name where it was.
+#[derive(Default)]
+pub(crate) struct DeletedNames {
+    known: HashSet<Arc<str>>,
+    /// As they were deleted.
+    order: VecDeque<Arc<str>>,
+}
+
+impl DeletedNames {
+    fn insert(&mut self, name: &Arc<str>) {
+        if !self.known.insert(Arc::clone(name)) {
+            return;
+        }
+        self.order.push_back(Arc::clone(name));
+        if self.order.len() > DELETED_NAMES_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+}
 
 /// The log of metadata records; taken while a decision is carried out. On shard 0 alone.
 pub(crate) type ControllerLog = Mutex<MetadataLog<GlommioDisk>>;
@@ -184,6 +210,8 @@ impl Shard {
     }
 
     async fn create_new(&self, before: &Image, next: &Image) {
+        let is_gone = |topic: &&Arc<Topic>| next.topic_by_id(topic.id).is_none();
+        before.topics().filter(is_gone).for_each(|topic| self.deleted_names.borrow_mut().insert(&topic.name));
         let settings = next.settings(self.facts.node_id, &self.facts.statics);
         let mut creations = Vec::new();
         for topic in next.topics() {
@@ -202,10 +230,15 @@ impl Shard {
                 creations.push(async move {
                     let epoch = topic.partitions[index].leader_epoch;
                     let directory = topic.directory(index as i32);
-                    let created = self.engine.create_partition(id, &directory, config, epoch).await;
-                    if let Err(error) = created {
-                        tracing::error!(topic = %topic.name, partition = index, "cannot be created: {error}");
-                        self.lacks_partitions.set(true);
+                    match self.engine.create_partition(id, &directory, config, epoch).await {
+                        Ok(slot) if self.deleted_names.borrow().known.contains(&topic.name) => {
+                            self.engine.expect_old_producers(slot);
+                        }
+                        Ok(_) => {}
+                        Err(error) => {
+                            tracing::error!(topic = %topic.name, partition = index, "cannot be created: {error}");
+                            self.lacks_partitions.set(true);
+                        }
                     }
                 });
             }

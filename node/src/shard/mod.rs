@@ -104,6 +104,7 @@ pub(crate) struct Shard {
     config: RefCell<Rc<BrokerConfig>>,
     /// Settings of topics, resolved when first asked for; emptied by each new image.
     log_configs: RefCell<HashMap<TopicId, Rc<LogConfig>>>,
+    deleted_names: RefCell<metadata::DeletedNames>,
     produces: Produces,
     fetches: Fetches,
     coordinators: Coordinators,
@@ -177,6 +178,7 @@ pub(crate) async fn run(
         image: RefCell::new(image),
         config: RefCell::new(config),
         log_configs: RefCell::default(),
+        deleted_names: RefCell::default(),
         produces: Produces::default(),
         fetches: Fetches::default(),
         coordinators: Coordinators::default(),

@@ -589,6 +589,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         Ok(to)
     }
 
+    /// An empty partition whose producers may have written to another one of the same name.
+    pub fn expect_old_producers(&self, slot: Slot) {
+        if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
+            partition.producers.expect_old();
+        }
+    }
+
     /// The partition's producers, for DescribeProducers.
     pub fn producers(&self, slot: Slot) -> Vec<ActiveProducer> {
         let now_ms = self.disk.now_ms();
