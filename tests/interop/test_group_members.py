@@ -58,7 +58,7 @@ class Stage:
         # After the crash: what was committed, and what the broker said of it.
         self.kept: dict[str, tuple[dict[int, int], dict[int, int]]] = {}
 
-    def meet(self, action) -> None:
+    def meet(self, action=lambda: None) -> None:
         """Waits until every group that is still in it has come here; the last one does `action`."""
         with self.changed:
             self.waiting += 1
@@ -182,7 +182,8 @@ def churn(stage: Stage, group: members.Group, three: list[members.Member]) -> li
     check_kept(stage, group)
     again = [*four[2:], group.join()]
     group.until_shared(again)
-    # The same while one joins and another leaves.
+    # The same while one joins and another leaves, in all groups at the same time.
+    stage.meet()
     last = [*again[1:], group.join()]
     again[0].ask_to_leave()
     stage.meet(stage.crash_while_joining)
