@@ -7,10 +7,6 @@ use flumen_node::runtime::Stopper;
 use flumen_node::{kernel, runtime, server, signals, sys};
 use std::process::ExitCode;
 
-/// Of the requests under way, hundreds at a time, each has a dozen small pieces.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// What was asked for makes no sense.
 const EXIT_USAGE: u8 = 2;
 /// What was asked for cannot be had here, or went wrong.

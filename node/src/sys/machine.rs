@@ -1,5 +1,4 @@
 //! The machine and this process's place in it: processors, limits, memory.
-use libmimalloc_sys::{mi_option_set, mi_option_t};
 use std::io;
 
 /// The processors that this process may run on, in order. Never empty.
@@ -163,13 +162,17 @@ pub fn usage() -> Usage {
 /// Has the allocator keep what large buffers leave behind: given back to the kernel, each new one would be zeroed again,
 /// page by page, which costs more than what is done with it.
 pub fn keep_freed_memory() {
-    // SAFETY: sets a number of the allocator.
-    unsafe { mi_option_set(PURGE_DELAY, NEVER) }
+    // SAFETY: sets two numbers of the allocator; called while the process has one thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, ALLOCATED_ALONE_FROM);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_AT_THE_TOP);
+    }
 }
 
-/// `mi_option_purge_delay` of `mimalloc.h`: milliseconds until what is free goes back to the kernel.
-const PURGE_DELAY: mi_option_t = 15;
-const NEVER: libc::c_long = -1;
+/// Bytes from which on memory is mapped for itself; the most that the allocator takes.
+const ALLOCATED_ALONE_FROM: libc::c_int = 32 << 20;
+/// Bytes that may lie free at the end of the heap.
+const KEPT_AT_THE_TOP: libc::c_int = 128 << 20;
 
 /// Bytes that nobody can guess, from the kernel.
 pub fn random_bytes<const N: usize>() -> [u8; N] {
@@ -183,18 +186,4 @@ pub fn random_bytes<const N: usize>() -> [u8; N] {
         }
     }
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_allocators_option_is_the_one_that_is_meant() {
-        // SAFETY: a plain query.
-        let delay_ms = || unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
-        assert_eq!(delay_ms(), 1000, "its default");
-        keep_freed_memory();
-        assert_eq!(delay_ms(), NEVER);
-    }
 }
