@@ -72,7 +72,8 @@ fn refused<'a>(partition_index: i32, code: ErrorCode) -> PartitionResponse<'a> {
 
 /// On the shard that owns the partition.
 async fn producers_here(shard: Rc<Shard>, id: PartitionId, (): ()) -> Result<Vec<ProducerState>, ErrorCode> {
-    let slot = shard.readable(&id)?;
+    // The topic has it: it could not be created or opened, or is offline.
+    let slot = shard.readable(&id).map_err(|_| ErrorCode::KafkaStorageError)?;
     let producers = shard.engine.producers(slot).into_iter();
     let described = producers.map(|producer| ProducerState {
         producer_id: producer.producer_id.0,

@@ -203,15 +203,14 @@ impl Shard {
         let config = settings.broker_config();
         if config != *self.config() {
             self.engine.set_compaction(compaction_settings(&self.facts, &config));
+            self.facts.admission.limit(&config);
+            self.config.replace(Rc::new(config));
         }
-        self.facts.admission.limit(&config);
-        self.config.replace(Rc::new(config));
         self.log_configs.borrow_mut().clear();
     }
 
     async fn create_new(&self, before: &Image, next: &Image) {
-        let is_gone = |topic: &&Arc<Topic>| next.topic_by_id(topic.id).is_none();
-        before.topics().filter(is_gone).for_each(|topic| self.deleted_names.borrow_mut().insert(&topic.name));
+        topics_gone(before, next).for_each(|topic| self.deleted_names.borrow_mut().insert(&topic.name));
         let settings = next.settings(self.facts.node_id, &self.facts.statics);
         let mut creations = Vec::new();
         for topic in next.topics() {
@@ -247,10 +246,7 @@ impl Shard {
     }
 
     fn partitions_gone(&self, before: &Image, next: &Image) -> Vec<PartitionId> {
-        let is_gone = |topic: &&Arc<Topic>| next.topic_by_id(topic.id).is_none();
-        before
-            .topics()
-            .filter(is_gone)
+        topics_gone(before, next)
             .flat_map(|topic| {
                 let count = topic.partitions.len() as i32;
                 (0..count).map(|partition| PartitionId { topic: topic.id, partition })
@@ -280,6 +276,10 @@ impl Shard {
             }
         }
     }
+}
+
+fn topics_gone<'a>(before: &'a Image, next: &Image) -> impl Iterator<Item = &'a Arc<Topic>> {
+    before.topics().filter(|topic| next.topic_by_id(topic.id).is_none())
 }
 
 /// The image after these records.

@@ -217,7 +217,7 @@ impl Writer {
     pub fn reuse(mut bytes: Vec<u8>, mut cuts: Vec<Cut>) -> Writer {
         bytes.clear();
         cuts.clear();
-        Writer { bytes, cuts, spliced: 0, error: 0 }
+        Writer { bytes, cuts, ..Writer::default() }
     }
 
     /// A writer that goes on behind what `bytes` holds.
