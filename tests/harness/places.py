@@ -46,7 +46,7 @@ def bench_binary() -> pathlib.Path:
 
 
 def faulty_node_binary() -> pathlib.Path:
-    """A `flumen-node` built with `--features fault-injection`, put there by `.ci/run build` (or by hand)."""
+    """A `flumen-node` built with `--features fault-injection`, put there by `.ci/run test` (or by hand)."""
     path = TARGET / "faults" / "flumen-node"
     if not path.is_file():
         raise FileNotFoundError(

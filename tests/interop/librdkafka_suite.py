@@ -128,7 +128,7 @@ def run(broker: brokers.Broker, name: str, protocol: str) -> tuple[str, str]:
     (TESTS / f"{name.replace(':', '-')}.out").write_text(said)
     if status is None:
         return "hung", last_words(said)
-    # A number may be several tests, some of which are not for a broker.
+    # A number may be several tests, some of which are not for a broker: one that passed goes before those skipped.
     verdicts = re.findall(rf"\|\s*{number}_\S+\s*\|\s*(PASSED|SKIPPED)\s*\|[^|]*\|(.*)", said)
     if status == 0 and verdicts:
         word, note = min(verdicts)
