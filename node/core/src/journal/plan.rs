@@ -16,10 +16,19 @@ pub enum Route {
     Wait,
 }
 
-/// Decides by what is staged and whether bulk of the partition is under way. Order within the partition must hold,
-/// so behind bulk there is only bulk, or waiting.
-pub fn route(staged_bytes: usize, bulk_bytes_min: usize, bulk_under_way: bool) -> Route {
-    if staged_bytes >= bulk_bytes_min {
+/// Decides by what the partition has staged, what its shard has, and whether bulk of the partition is under way. Order
+/// within the partition must hold, so behind bulk there is only bulk, or waiting.
+///
+/// Bulk is written once, but acknowledged after a write, a sync and a group, one after the other; what goes into the group
+/// after one write, and is written twice. So half as much will do where the shard has much, and its disk is what is waited for.
+pub fn route(
+    partition_bytes: usize,
+    shard_bytes: usize,
+    bulk_bytes_min: usize,
+    bulk_under_way: bool,
+) -> Route {
+    let is_much = |bytes| bytes >= bulk_bytes_min;
+    if is_much(partition_bytes) || is_much(shard_bytes) && is_much(partition_bytes.saturating_mul(2)) {
         Route::Bulk
     } else if bulk_under_way {
         Route::Wait

@@ -183,9 +183,14 @@ fn extents_round_trip() {
 
 #[test]
 fn routes_keep_the_order_of_a_partition() {
-    assert_eq!(route(10, 100, false), Route::Journal);
-    assert_eq!(route(10, 100, true), Route::Wait);
-    assert_eq!(route(100, 100, true), Route::Bulk);
+    assert_eq!(route(10, 10, 100, false), Route::Journal);
+    assert_eq!(route(10, 10, 100, true), Route::Wait);
+    assert_eq!(route(100, 100, 100, true), Route::Bulk);
+    // Half will do where others have as much.
+    assert_eq!(route(50, 99, 100, false), Route::Journal);
+    assert_eq!(route(50, 100, 100, false), Route::Bulk);
+    assert_eq!(route(49, 1000, 100, false), Route::Journal);
+    assert_eq!(route(49, 1000, 100, true), Route::Wait);
     let mut cut = GroupCut::new(2 * BLOCK_BYTES);
     assert!(cut.add(4000) && cut.extend(3000) && !cut.extend(2000) && !cut.add(1100) && cut.add(100));
     assert_eq!(cut.len(), 2 * BLOCK_BYTES as usize);
