@@ -286,7 +286,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let mut planned = Vec::new();
         let mut left_out = false;
         let dirty = std::mem::take(&mut state.dirty);
-        // Bulk takes its part off.
+        // As it is for all of them: what goes as bulk is taken off on the way.
         let staged_bytes = state.staged_bytes;
         for slot in dirty {
             let Some(partition) = state.get_mut(slot) else { continue };
