@@ -4,17 +4,21 @@ use crate::failure::Failure;
 use crate::result::{Broker, TopicsSeen};
 use crate::scenario::TopicSettings;
 use flumen_client::admin::describe_cluster;
-use flumen_client::admin::topics::{NewTopic, create, delete};
+use flumen_client::admin::topics::{NewTopic, create, create_partitions, delete};
 use flumen_client::cluster::Topics;
 use flumen_client::{Cluster, Error, Settings, runtime};
 use flumen_wire::ErrorCode;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// How long topics may take to get their leaders.
 const TOPICS_TIMEOUT: Duration = Duration::from_secs(30);
 /// Topics that one request makes.
 const TOPICS_PER_REQUEST: usize = 100;
+/// Partitions that one request makes. Kafka writes at most 10,000 records of metadata for a request, and refuses one that
+/// needs more as an "excessively large batch operation".
+const PARTITIONS_PER_REQUEST: usize = 5_000;
 
 /// See the head of this file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,34 +97,46 @@ impl Target {
         for name in &names {
             cluster.topic(name, false).await?;
         }
-        self.wait_for_leaders(cluster, &names).await
+        self.wait_for_leaders(cluster, settings).await
     }
 
     async fn make_topics(&mut self, cluster: &Cluster, settings: &TopicSettings) -> Result<(), Error> {
         let names = settings.names();
-        for some in names.chunks(TOPICS_PER_REQUEST) {
+        let wanted_partitions = settings.partitions as usize;
+        let first_partitions = wanted_partitions.min(PARTITIONS_PER_REQUEST);
+        let topics_per_request = (PARTITIONS_PER_REQUEST / first_partitions).min(TOPICS_PER_REQUEST);
+        for some in names.chunks(topics_per_request) {
             let wanted: Vec<_> = some
                 .iter()
                 .map(|name| NewTopic {
                     name: name.clone(),
-                    partitions: settings.partitions,
+                    partitions: first_partitions as i32,
                     replicas: settings.replication_factor,
                     configs: settings.configs.clone().into_iter().collect(),
                 })
                 .collect();
             for one in create(cluster, &wanted, false).await? {
                 match one.result {
-                    Ok(()) => self.made.push(one.name),
+                    Ok(()) => {
+                        self.made.push(one.name.clone());
+                        let mut there = first_partitions;
+                        while there < wanted_partitions {
+                            there = wanted_partitions.min(there + PARTITIONS_PER_REQUEST);
+                            create_partitions(cluster, &one.name, there as i32).await?;
+                        }
+                    }
                     Err(error) if error.code() == Some(ErrorCode::TopicAlreadyExists) => {}
                     Err(error) => return Err(error),
                 }
             }
         }
-        self.wait_for_leaders(cluster, &names).await
+        self.wait_for_leaders(cluster, settings).await
     }
 
-    async fn wait_for_leaders(&mut self, cluster: &Cluster, names: &[String]) -> Result<(), Error> {
+    async fn wait_for_leaders(&mut self, cluster: &Cluster, settings: &TopicSettings) -> Result<(), Error> {
         let began = Instant::now();
+        let names = settings.names();
+        let made: HashSet<&str> = self.made.iter().map(String::as_str).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         loop {
             let metadata = cluster.refresh(Topics::Named(&names), false).await?;
@@ -128,7 +144,10 @@ impl Target {
             let has_leaders = found.len() == names.len()
                 && found.iter().all(|topic| {
                     topic.error.is_none()
-                        && !topic.partitions.is_empty()
+                        && match made.contains(&*topic.name) {
+                            true => topic.partitions.len() == settings.partitions as usize,
+                            false => !topic.partitions.is_empty(),
+                        }
                         && topic.partitions.iter().all(|one| one.leader >= 0)
                 });
             if has_leaders {

@@ -32,6 +32,15 @@ pub(super) struct JournalFile {
 /// One shard's journal in one incarnation.
 type Key = (Incarnation, ShardId);
 
+/// From which group on a journal is needed. They differ in a journal of an earlier incarnation alone, which is read for
+/// partitions that were offline since then: in which shard's journal each of them was, nothing tells.
+struct Needed {
+    /// Groups before this one are covered by the checkpoint of every partition.
+    by_any: Lsn,
+    /// Groups before this one may be covered by those of all partitions that were in this journal.
+    by_all: Lsn,
+}
+
 impl<D: Disk> Recovery<'_, D> {
     /// Applies what the journals hold past the checkpoints. Returns the files, in the order of their numbers.
     pub(super) async fn read_journals(&mut self, base: &Base) -> Result<Vec<JournalFile>, RecoveryError> {
@@ -79,6 +88,14 @@ impl<D: Disk> Recovery<'_, D> {
     /// Whether any partition may need groups of this incarnation.
     fn is_needed(&self, incarnation: Incarnation) -> bool {
         self.replays.values().any(|replay| replay.needs(incarnation))
+    }
+
+    fn needed_of(&self, incarnation: Incarnation) -> Needed {
+        let firsts = self.replays.values().filter_map(|replay| replay.first_needed(incarnation));
+        let (by_any, by_all) = firsts.fold((None, Lsn(1)), |(low, high), first| {
+            (Some(low.map_or(first, |low: Lsn| low.min(first))), high.max(first))
+        });
+        Needed { by_any: by_any.unwrap_or(Lsn(1)), by_all }
     }
 
     async fn list_journals(&mut self) -> Result<Vec<JournalFile>, RecoveryError> {
@@ -178,17 +195,23 @@ impl<D: Disk> Recovery<'_, D> {
         durable: &mut BTreeMap<Key, Lsn>,
     ) -> Result<(), RecoveryError> {
         let strict = key.0 == base.incarnation;
-        let needed =
-            if strict { base.shards.get(&key.1.0).map_or(Lsn(1), |(needed, _)| *needed) } else { Lsn(1) };
-        let mut expected = strict.then_some(needed);
+        let needed = match strict {
+            true => {
+                let needed = base.shards.get(&key.1.0).map_or(Lsn(1), |(needed, _)| *needed);
+                Needed { by_any: needed, by_all: needed }
+            }
+            false => self.needed_of(key.0),
+        };
+        let mut expected = strict.then_some(needed.by_any);
         for (at, file) in files.iter().enumerate() {
             let first = file.first.map_or(Lsn(0), |first| first.lsn);
             let next = files.get(at + 1).and_then(|next| next.first).map(|first| first.lsn);
             // All of it is covered: the next one begins where it ends.
-            if strict && next.is_some_and(|next| next <= needed) {
+            if next.is_some_and(|next| next <= needed.by_any) {
                 continue;
             }
-            if expected.is_some_and(|expected| first > expected) {
+            // What a checkpoint covers may be gone: the file was being laid out anew when the node was killed.
+            if expected.is_some_and(|expected| first > expected) && first > needed.by_all {
                 break;
             }
             let bytes = self.read_whole(file).await?;
@@ -200,7 +223,7 @@ impl<D: Disk> Recovery<'_, D> {
                 raise(durable, (seen.incarnation, seen.shard), seen.durable_lsn);
             }
             let known = durable.get(&key).copied().unwrap_or(Lsn(0));
-            for group in found.groups.iter().filter(|group| group.header.lsn >= needed) {
+            for group in found.groups.iter().filter(|group| group.header.lsn >= needed.by_any) {
                 let lsn = group.header.lsn;
                 if !group.is_valid() && !self.judge_group(base, key, file, group, &bytes, known) {
                     self.flush_all().await;

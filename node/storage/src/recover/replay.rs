@@ -114,6 +114,20 @@ impl Replay {
         self.corrupt.is_none() && first <= incarnation
     }
 
+    /// The first group of an earlier incarnation's journals that its checkpoint does not cover; `None` where nothing of it
+    /// is in them.
+    pub(super) fn first_needed(&self, incarnation: Incarnation) -> Option<Lsn> {
+        if !self.needs(incarnation) {
+            return None;
+        }
+        match &self.record {
+            Some(record) if record.incarnation == incarnation => Some(Lsn(record.lsn.0 + 1)),
+            // It was offline ever since.
+            Some(record) if record.incarnation.0 > 0 => None,
+            _ => Some(Lsn(1)),
+        }
+    }
+
     /// Whether its checkpoint does not cover this group.
     pub(super) fn is_past(&self, incarnation: Incarnation, lsn: Lsn) -> bool {
         match &self.record {
