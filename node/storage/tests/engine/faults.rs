@@ -242,6 +242,41 @@ fn a_journal_that_a_checkpoint_covers_may_be_in_pieces() {
     .unwrap();
 }
 
+/// A disk that refuses in one start and not in the next, while the journal that the partition needs lacks groups that its
+/// checkpoint covers: its first file was being laid out anew.
+#[test]
+fn a_partition_that_the_disk_kept_offline_comes_back_whole() {
+    const BATCHES: i64 = 40;
+    let sim = run(async |disk| {
+        let (engine, sink, slots, _) = node(&disk, 1, 1).await;
+        let acknowledged = produce(&disk, &engine, &sink, &slots, BATCHES as u64).await;
+        assert_eq!(acknowledged[0].len() as i64, BATCHES);
+    });
+    let sim = sim.crash(Crash::Power);
+    let disk = sim.disk();
+    sim.run(async move {
+        let lsn_of = |group: &[u8]| u64::from_le_bytes(group[40..48].try_into().unwrap());
+        let files = disk.files();
+        let (_, path) = files
+            .iter()
+            .filter(|(path, file)| path.starts_with("journal/") && file[4096..].starts_with(b"FLUMGRUP"))
+            .map(|(path, file)| (lsn_of(&file[4096..]), path.as_str()))
+            .min()
+            .unwrap();
+        let second =
+            files[path][8192..].chunks(4096).position(|block| block.starts_with(b"FLUMGRUP")).unwrap();
+        disk.corrupt(path, (8192 + second * 4096) as u64, 0xff).unwrap();
+        disk.inject(fault("t-0/", Operation::Write, ErrorKind::Other));
+        let refused = recovered(&disk, 2, 1).await;
+        assert!(refused.partitions[0].offline.is_some(), "{:?}", refused.findings);
+        disk.clear_faults();
+        let after = recovered(&disk, 3, 1).await;
+        assert_eq!(after.partitions[0].offline, None, "{:?}", after.findings);
+        assert_eq!(after.partitions[0].offsets().1, Offset(2 * BATCHES));
+    })
+    .unwrap();
+}
+
 #[test]
 fn a_flipped_bit_in_acknowledged_journal_data_is_reported_and_never_cut() {
     let sim = run(async |disk| {
