@@ -32,15 +32,6 @@ pub(super) struct JournalFile {
 /// One shard's journal in one incarnation.
 type Key = (Incarnation, ShardId);
 
-/// From which group on a journal is needed. They differ in a journal of an earlier incarnation alone, which is read for
-/// partitions that were offline since then: in which shard's journal each of them was, nothing tells.
-struct Needed {
-    /// Groups before this one are covered by the checkpoint of every partition.
-    by_any: Lsn,
-    /// Groups before this one may be covered by those of all partitions that were in this journal.
-    by_all: Lsn,
-}
-
 impl<D: Disk> Recovery<'_, D> {
     /// Applies what the journals hold past the checkpoints. Returns the files, in the order of their numbers.
     pub(super) async fn read_journals(&mut self, base: &Base) -> Result<Vec<JournalFile>, RecoveryError> {
@@ -90,12 +81,10 @@ impl<D: Disk> Recovery<'_, D> {
         self.replays.values().any(|replay| replay.needs(incarnation))
     }
 
-    fn needed_of(&self, incarnation: Incarnation) -> Needed {
+    /// The first group of an earlier incarnation's journals that any partition may need.
+    fn first_needed(&self, incarnation: Incarnation) -> Lsn {
         let firsts = self.replays.values().filter_map(|replay| replay.first_needed(incarnation));
-        let (by_any, by_all) = firsts.fold((None, Lsn(1)), |(low, high), first| {
-            (Some(low.map_or(first, |low: Lsn| low.min(first))), high.max(first))
-        });
-        Needed { by_any: by_any.unwrap_or(Lsn(1)), by_all }
+        firsts.min().unwrap_or(Lsn(1))
     }
 
     async fn list_journals(&mut self) -> Result<Vec<JournalFile>, RecoveryError> {
@@ -196,23 +185,24 @@ impl<D: Disk> Recovery<'_, D> {
     ) -> Result<(), RecoveryError> {
         let strict = key.0 == base.incarnation;
         let needed = match strict {
-            true => {
-                let needed = base.shards.get(&key.1.0).map_or(Lsn(1), |(needed, _)| *needed);
-                Needed { by_any: needed, by_all: needed }
-            }
-            false => self.needed_of(key.0),
+            true => base.shards.get(&key.1.0).map_or(Lsn(1), |(needed, _)| *needed),
+            false => self.first_needed(key.0),
         };
-        let mut expected = strict.then_some(needed.by_any);
+        let mut expected = strict.then_some(needed);
         for (at, file) in files.iter().enumerate() {
             let first = file.first.map_or(Lsn(0), |first| first.lsn);
             let next = files.get(at + 1).and_then(|next| next.first).map(|first| first.lsn);
             // All of it is covered: the next one begins where it ends.
-            if next.is_some_and(|next| next <= needed.by_any) {
+            if next.is_some_and(|next| next <= needed) {
                 continue;
             }
-            // What a checkpoint covers may be gone: the file was being laid out anew when the node was killed.
-            if expected.is_some_and(|expected| first > expected) && first > needed.by_all {
-                break;
+            if let Some(expected) = expected.filter(|expected| first > *expected) {
+                if strict {
+                    break;
+                }
+                // What checkpoints cover may be gone, as its file was being laid out anew: what comes behind it was written
+                // when all before it was durable, and counts.
+                self.groups_lost(key, expected, first);
             }
             let bytes = self.read_whole(file).await?;
             let found = scan(&bytes, file.info.file_uuid, BLOCK_BYTES);
@@ -223,8 +213,12 @@ impl<D: Disk> Recovery<'_, D> {
                 raise(durable, (seen.incarnation, seen.shard), seen.durable_lsn);
             }
             let known = durable.get(&key).copied().unwrap_or(Lsn(0));
-            for group in found.groups.iter().filter(|group| group.header.lsn >= needed.by_any) {
+            for group in &found.groups {
+                self.note_shards(group, &bytes);
                 let lsn = group.header.lsn;
+                if lsn < needed {
+                    continue;
+                }
                 if !group.is_valid() && !self.judge_group(base, key, file, group, &bytes, known) {
                     self.flush_all().await;
                     return Ok(());
@@ -242,10 +236,15 @@ impl<D: Disk> Recovery<'_, D> {
         // What comes next was never written, or it is lost.
         let end = expected.unwrap_or(Lsn(1));
         let known = durable.get(&key).copied().unwrap_or(Lsn(0));
-        if strict && self.judge(end, known) == Tail::Corrupt {
-            let near = files.last().map_or("journal", |file| file.path.as_str());
-            let reason = format!("{near}: group LSN {end} of shard {} was durable and is not there", key.1);
-            self.journal_lost(base, key, reason);
+        if self.judge(end, known) == Tail::Corrupt {
+            if strict {
+                let near = files.last().map_or("journal", |file| file.path.as_str());
+                let reason =
+                    format!("{near}: group LSN {end} of shard {} was durable and is not there", key.1);
+                self.journal_lost(base, key, reason);
+            } else {
+                self.groups_lost(key, end, Lsn(known.0 + 1));
+            }
         }
         Ok(())
     }
@@ -292,10 +291,23 @@ impl<D: Disk> Recovery<'_, D> {
         true
     }
 
+    /// Groups of an earlier incarnation's journal are not there: partitions that had data in it and need them go offline.
+    fn groups_lost(&mut self, key: Key, from: Lsn, to: Lsn) {
+        let concerned = |replay: &&Replay| {
+            replay.shard == Some(key) && replay.first_needed(key.0).is_some_and(|first| first < to)
+        };
+        let concerned: Vec<_> = self.replays.values().filter(concerned).map(|replay| replay.id).collect();
+        for id in concerned {
+            let reason =
+                format!("journal of shard {}: groups from LSN {from} to before {to} are missing", key.1);
+            self.offline(id, reason, Some(key.0));
+        }
+    }
+
     /// Every partition that may have had data in this journal goes offline.
     fn journal_lost(&mut self, base: &Base, key: Key, reason: String) {
         self.findings.push(reason.clone());
-        let other_shard = |shard: Option<u16>| shard.is_some_and(|shard| shard != key.1.0);
+        let other_shard = |shard: Option<Key>| shard.is_some_and(|(of, shard)| of == key.0 && shard != key.1);
         let concerned: Vec<_> = self
             .replays
             .values()
@@ -307,6 +319,20 @@ impl<D: Disk> Recovery<'_, D> {
         }
     }
 
+    /// In which journal its partitions were.
+    fn note_shards(&mut self, group: &FoundGroup, bytes: &[u8]) {
+        if !group.table_valid {
+            return;
+        }
+        let start = group.position as usize;
+        let whole = &bytes[start..start + group.header.byte_length as usize];
+        for (entry, _) in decode_table(&group.header, whole).unwrap_or_default() {
+            if let Some(replay) = self.replays.get_mut(&entry.partition) {
+                replay.shard = Some((group.header.incarnation, group.header.shard));
+            }
+        }
+    }
+
     fn apply_group(&mut self, file: &JournalFile, group: &FoundGroup, bytes: &[u8]) {
         let start = group.position as usize;
         let whole = &bytes[start..start + group.header.byte_length as usize];
@@ -315,7 +341,6 @@ impl<D: Disk> Recovery<'_, D> {
         every |= planted!(self.settings, StaleGroupAccepted);
         for (entry, body) in decode_table(&group.header, whole).unwrap_or_default() {
             let Some(replay) = self.replays.get_mut(&entry.partition) else { continue };
-            replay.shard = replay.shard.or(Some(group.header.shard.0));
             if replay.offline.is_some() || (!every && !replay.is_past(incarnation, lsn)) {
                 continue;
             }

@@ -6,7 +6,7 @@ use flumen_core::epochs::EpochCache;
 use flumen_core::journal::{Entry, EntryKind, decode_extent};
 use flumen_core::log::{Incoming, Log, Placement};
 use flumen_core::producer::ProducerTable;
-use flumen_core::types::{Incarnation, LeaderEpoch, Lsn, Offset, PartitionId};
+use flumen_core::types::{Incarnation, LeaderEpoch, Lsn, Offset, PartitionId, ShardId};
 use flumen_wire::batch::{BatchHeader, HEADER_LEN};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
@@ -51,8 +51,8 @@ pub(super) struct Replay {
     pub(super) touched: Vec<Offset>,
     /// Segments that were cut.
     pub(super) cut: Vec<Offset>,
-    /// The shard in whose journal it was.
-    pub(super) shard: Option<u16>,
+    /// The shard in whose journal it was, in the last incarnation of which a journal speaks of it.
+    pub(super) shard: Option<(Incarnation, ShardId)>,
     pub(super) directory_changed: bool,
     /// Segments that bytes belong to and that are not there, each with what the disk said: unlinked below a log start
     /// that a later entry tells, or lost.

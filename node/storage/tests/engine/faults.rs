@@ -242,39 +242,54 @@ fn a_journal_that_a_checkpoint_covers_may_be_in_pieces() {
     .unwrap();
 }
 
-/// A disk that refuses in one start and not in the next, while the journal that the partition needs lacks groups that its
-/// checkpoint covers: its first file was being laid out anew.
-#[test]
-fn a_partition_that_the_disk_kept_offline_comes_back_whole() {
-    const BATCHES: i64 = 40;
+/// Three starts: of 40 batches some are in the journal alone; then the disk refuses, so that the partition is offline and
+/// its journal stays; then a group of one of the journal's files, the `file`th from the front, is gone. What is found then.
+fn after_a_start_without_a_disk(file: impl FnOnce(usize) -> usize + 'static) -> (Option<String>, Offset) {
+    const BATCHES: u64 = 40;
     let sim = run(async |disk| {
         let (engine, sink, slots, _) = node(&disk, 1, 1).await;
-        let acknowledged = produce(&disk, &engine, &sink, &slots, BATCHES as u64).await;
-        assert_eq!(acknowledged[0].len() as i64, BATCHES);
+        let acknowledged = produce(&disk, &engine, &sink, &slots, BATCHES).await;
+        assert_eq!(acknowledged[0].len() as u64, BATCHES);
     });
     let sim = sim.crash(Crash::Power);
     let disk = sim.disk();
     sim.run(async move {
-        let lsn_of = |group: &[u8]| u64::from_le_bytes(group[40..48].try_into().unwrap());
-        let files = disk.files();
-        let (_, path) = files
-            .iter()
-            .filter(|(path, file)| path.starts_with("journal/") && file[4096..].starts_with(b"FLUMGRUP"))
-            .map(|(path, file)| (lsn_of(&file[4096..]), path.as_str()))
-            .min()
-            .unwrap();
-        let second =
-            files[path][8192..].chunks(4096).position(|block| block.starts_with(b"FLUMGRUP")).unwrap();
-        disk.corrupt(path, (8192 + second * 4096) as u64, 0xff).unwrap();
         disk.inject(fault("t-0/", Operation::Write, ErrorKind::Other));
         let refused = recovered(&disk, 2, 1).await;
         assert!(refused.partitions[0].offline.is_some(), "{:?}", refused.findings);
         disk.clear_faults();
+        let is_group = |block: &[u8]| block.starts_with(b"FLUMGRUP");
+        let mut journals: Vec<(u64, String, usize)> = Vec::new();
+        for (path, bytes) in disk.files() {
+            let mut groups = bytes.chunks(4096).enumerate().skip(1).filter(|(_, block)| is_group(block));
+            if let (true, Some((_, first)), Some((second, _))) =
+                (path.starts_with("journal/"), groups.next(), groups.next())
+            {
+                let lsn = u64::from_le_bytes(first[40..48].try_into().unwrap());
+                journals.push((lsn, path, second * 4096));
+            }
+        }
+        journals.sort();
+        let (_, path, second_group) = &journals[file(journals.len())];
+        disk.corrupt(path, *second_group as u64, 0xff).unwrap();
         let after = recovered(&disk, 3, 1).await;
-        assert_eq!(after.partitions[0].offline, None, "{:?}", after.findings);
-        assert_eq!(after.partitions[0].offsets().1, Offset(2 * BATCHES));
+        let partition = &after.partitions[0];
+        (partition.offline.clone(), partition.offsets().1)
     })
-    .unwrap();
+    .unwrap()
+}
+
+/// The file was being laid out anew, since checkpoints cover it.
+#[test]
+fn a_partition_that_the_disk_kept_offline_comes_back_whole() {
+    assert_eq!(after_a_start_without_a_disk(|_| 0), (None, Offset(80)));
+}
+
+#[test]
+fn a_partition_that_the_disk_kept_offline_stays_so_where_its_journal_has_a_hole() {
+    let (offline, _) = after_a_start_without_a_disk(|files| files - 1);
+    let reason = offline.expect("what was acknowledged is gone");
+    assert!(reason.contains("are missing"), "{reason}");
 }
 
 #[test]
