@@ -117,17 +117,17 @@ impl Target {
                 .collect();
             for one in create(cluster, &wanted, false).await? {
                 match one.result {
-                    Ok(()) => {
-                        self.made.push(one.name.clone());
-                        let mut there = first_partitions;
-                        while there < wanted_partitions {
-                            there = wanted_partitions.min(there + PARTITIONS_PER_REQUEST);
-                            create_partitions(cluster, &one.name, there as i32).await?;
-                        }
-                    }
+                    Ok(()) => self.made.push(one.name),
                     Err(error) if error.code() == Some(ErrorCode::TopicAlreadyExists) => {}
                     Err(error) => return Err(error),
                 }
+            }
+        }
+        for name in &self.made {
+            let mut there = first_partitions;
+            while there < wanted_partitions {
+                there = wanted_partitions.min(there + PARTITIONS_PER_REQUEST);
+                create_partitions(cluster, name, there as i32).await?;
             }
         }
         self.wait_for_leaders(cluster, settings).await

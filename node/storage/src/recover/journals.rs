@@ -214,9 +214,9 @@ impl<D: Disk> Recovery<'_, D> {
             }
             let known = durable.get(&key).copied().unwrap_or(Lsn(0));
             for group in &found.groups {
-                self.note_shards(group, &bytes);
                 let lsn = group.header.lsn;
                 if lsn < needed {
+                    self.note_shards(group, &bytes);
                     continue;
                 }
                 if !group.is_valid() && !self.judge_group(base, key, file, group, &bytes, known) {
@@ -319,7 +319,7 @@ impl<D: Disk> Recovery<'_, D> {
         }
     }
 
-    /// In which journal its partitions were.
+    /// Of a group that is not applied: in which journal its partitions were.
     fn note_shards(&mut self, group: &FoundGroup, bytes: &[u8]) {
         if !group.table_valid {
             return;
@@ -341,6 +341,7 @@ impl<D: Disk> Recovery<'_, D> {
         every |= planted!(self.settings, StaleGroupAccepted);
         for (entry, body) in decode_table(&group.header, whole).unwrap_or_default() {
             let Some(replay) = self.replays.get_mut(&entry.partition) else { continue };
+            replay.shard = Some((incarnation, group.header.shard));
             if replay.offline.is_some() || (!every && !replay.is_past(incarnation, lsn)) {
                 continue;
             }

@@ -3,6 +3,8 @@
 use std::io::ErrorKind;
 
 use super::*;
+use flumen_core::journal::GroupHeader;
+use flumen_core::types::Lsn;
 use flumen_storage::sim::{Fault, Operation};
 
 async fn recovered(disk: &SimDisk, incarnation: u64, partitions: i32) -> Recovered {
@@ -258,20 +260,16 @@ fn after_a_start_without_a_disk(file: impl FnOnce(usize) -> usize + 'static) -> 
         let refused = recovered(&disk, 2, 1).await;
         assert!(refused.partitions[0].offline.is_some(), "{:?}", refused.findings);
         disk.clear_faults();
-        let is_group = |block: &[u8]| block.starts_with(b"FLUMGRUP");
-        let mut journals: Vec<(u64, String, usize)> = Vec::new();
-        for (path, bytes) in disk.files() {
-            let mut groups = bytes.chunks(4096).enumerate().skip(1).filter(|(_, block)| is_group(block));
-            if let (true, Some((_, first)), Some((second, _))) =
-                (path.starts_with("journal/"), groups.next(), groups.next())
-            {
-                let lsn = u64::from_le_bytes(first[40..48].try_into().unwrap());
-                journals.push((lsn, path, second * 4096));
+        let mut journals: Vec<(Lsn, String, u64)> = Vec::new();
+        for (path, bytes) in disk.files().into_iter().filter(|(path, _)| path.starts_with("journal/")) {
+            let mut groups = bytes.chunks(4096).filter_map(|block| GroupHeader::decode(block).ok());
+            if let (Some(first), Some(second)) = (groups.next(), groups.next()) {
+                journals.push((first.lsn, path, second.position));
             }
         }
         journals.sort();
         let (_, path, second_group) = &journals[file(journals.len())];
-        disk.corrupt(path, *second_group as u64, 0xff).unwrap();
+        disk.corrupt(path, *second_group, 0xff).unwrap();
         let after = recovered(&disk, 3, 1).await;
         let partition = &after.partitions[0];
         (partition.offline.clone(), partition.offsets().1)
