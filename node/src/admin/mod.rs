@@ -13,7 +13,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -36,6 +36,7 @@ pub struct Pages {
 
 /// Serves for the life of the shard. `listener` is a listening TCP socket.
 pub fn serve(listener: OwnedFd, pages: Pages) {
+    runtime::attend(listener.as_fd());
     let listener = sys::listener(listener);
     let open = Rc::new(Cell::new(0));
     // A task of its own that is never cancelled: a cancelled accept loses its connection.
@@ -44,6 +45,7 @@ pub fn serve(listener: OwnedFd, pages: Pages) {
             match listener.accept().await {
                 Ok(stream) if open.get() < CONNECTIONS_MAX => {
                     let (pages, open) = (pages.clone(), Open::new(&open));
+                    runtime::attend(sys::borrowed(&stream));
                     spawn_isolated("admin connection", async move {
                         let _open = open;
                         let _ = timeout(DEADLINE, connection(stream, pages)).await;

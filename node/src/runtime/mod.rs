@@ -29,5 +29,5 @@ pub use readiness::readable;
 pub use stop::{Stop, Stopper};
 pub(crate) use task::quietly;
 pub use task::{Join, Lost, Queue, panic_is_expected, spawn, spawn_in, spawn_isolated};
-pub use waiting::Waiting;
+pub use waiting::{Waiting, attend};
 pub use watchdog::Health;

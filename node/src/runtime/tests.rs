@@ -1,6 +1,7 @@
 //! The guards around glommio, one test each.
 use super::*;
 use std::cell::{Cell, RefCell};
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -278,8 +279,8 @@ fn a_ring_between_taking_the_next_and_awaiting_it_is_not_lost() {
 /// Keeps `waiting` in its own wait, as a busy shard would be, until `over`.
 async fn wait_until(over: impl Fn() -> bool) {
     let (socket, _peer) = std::os::unix::net::UnixStream::pair().expect("two sockets");
-    let waiting = Waiting::new(std::os::fd::AsFd::as_fd(&socket));
-    spawn("waiting", async move { waiting.readable(std::os::fd::AsFd::as_fd(&socket)).await });
+    let waiting = Waiting::new(socket.as_fd());
+    spawn("waiting", async move { waiting.readable(socket.as_fd()).await });
     let deadline = uptime() + Duration::from_secs(10);
     while !over() {
         assert!(uptime() < deadline, "the shard waits, and nothing ends it");
@@ -325,6 +326,44 @@ fn a_shard_that_waits_for_its_sockets_is_woken_by_foreign_threads() {
     });
 }
 
+/// What is not counted as in flight, and is not to wait for glommio's next pass. By passes alone this would take minutes.
+#[test]
+fn a_shard_that_waits_for_its_sockets_attends_to_what_glommio_waits_for() {
+    on_shard(|| async {
+        use futures_lite::{AsyncReadExt as _, AsyncWriteExt as _};
+        use std::io::{Read as _, Write as _};
+
+        const ROUNDS: usize = 500;
+        let (near, mut far) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+        let echo = std::thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                let mut byte = [0];
+                far.read_exact(&mut byte).expect("sent");
+                far.write_all(&byte).expect("taken");
+            }
+        });
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+        let waiting = Waiting::new(socket.as_fd());
+        spawn("waiting", async move {
+            loop {
+                waiting.readable(socket.as_fd()).await;
+            }
+        });
+        attend(near.as_fd());
+        let mut stream = crate::sys::stream(near.into());
+        let rounds = async {
+            for round in 0..ROUNDS {
+                let mut byte = [round as u8];
+                stream.write_all(&byte).await.expect("taken");
+                stream.read_exact(&mut byte).await.expect("it comes back");
+                assert_eq!(byte, [round as u8]);
+            }
+        };
+        timeout(Duration::from_secs(60), rounds).await.expect("at once");
+        echo.join().expect("no panic");
+    });
+}
+
 /// Fetches that wait and sessions of groups end by timeouts: a shard that waits without glommio looks at these as well.
 #[test]
 fn a_timeout_is_an_alarm_of_its_shard() {
@@ -360,11 +399,11 @@ fn a_timer_ends_while_sockets_keep_a_shard_busy() {
             sleep(Duration::from_millis(5)).await;
             timer_over.set(true);
         });
-        let waiting = Waiting::new(std::os::fd::AsFd::as_fd(&socket));
+        let waiting = Waiting::new(socket.as_fd());
         let began = uptime();
         while !over.get() {
             assert!(uptime() - began < Duration::from_secs(5), "the timer starves");
-            waiting.readable(std::os::fd::AsFd::as_fd(&socket)).await;
+            waiting.readable(socket.as_fd()).await;
             let _ = std::io::Read::read(&mut &socket, &mut [0; 64]);
         }
         drop((waiting, socket));

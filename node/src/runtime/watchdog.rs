@@ -1,10 +1,10 @@
 //! The watchdog: one plain thread that sees a shard with work and without progress.
 //!
 //! ```text
-//!              a task is woken
-//!   asleep ─────────────────────> checking every PERIOD ──┐ all shards idle for LINGER checks
-//!     ^                                                   │
-//!     └───────────────────────────────────────────────────┘
+//!              a task is woken                              all shards idle
+//!   asleep ─────────────────────> checking every PERIOD <──────────────────────> checking every QUIET_PERIOD ──┐
+//!     ^                                                                                                        │
+//!     └────────────────────────────────────── idle for LINGER checks ──────────────────────────────────────────┘
 //! ```
 //!
 //! At each check, for each shard: a poll that began before the last check and has not ended is a *stall* (the
@@ -20,10 +20,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-/// Time between two checks, so also the shortest stall that is surely seen is twice this.
+/// Time between two checks of shards with work, so also the shortest stall that is surely seen is twice this.
 pub const PERIOD: Duration = Duration::from_millis(5);
+/// Time until the next check where the last one found all idle: a shard that gets little to do is to pay little for being
+/// watched. A stall that begins meanwhile is seen so much later.
+const QUIET_PERIOD: Duration = Duration::from_millis(25);
 /// Checks without work before the thread goes to sleep.
-const LINGER: u32 = 10;
+const LINGER: u32 = 3;
 /// A stall shorter than this is counted, not logged.
 const LOG_STALL: Duration = Duration::from_millis(20);
 
@@ -220,7 +223,7 @@ fn run() {
         }
         idle_checks = if busy { 0 } else { idle_checks + 1 };
         if idle_checks < LINGER {
-            std::thread::sleep(PERIOD);
+            std::thread::sleep(if busy { PERIOD } else { QUIET_PERIOD });
             continue;
         }
         idle_checks = 0;

@@ -125,10 +125,15 @@ pub fn stream(fd: OwnedFd) -> glommio::net::TcpStream {
     unsafe { glommio::net::TcpStream::from_raw_fd(fd.into_raw_fd()) }
 }
 
+/// The descriptor of a socket that says it by number only.
+pub fn borrowed(socket: &impl AsRawFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open while `socket` is borrowed.
+    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
+}
+
 /// A second handle on the same socket: one to read from, one to write to.
 pub fn duplicate(socket: &impl AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the descriptor is open while `socket` is borrowed; the new one is ours.
-    unsafe { std::os::fd::BorrowedFd::borrow_raw(socket.as_raw_fd()) }.try_clone_to_owned()
+    borrowed(socket).try_clone_to_owned()
 }
 
 /// Sends what the kernel takes at once of `slices`, in order, without waiting: `WouldBlock` where it takes

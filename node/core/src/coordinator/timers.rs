@@ -5,7 +5,8 @@
 //!
 //! Invariant: **whoever takes out what has passed comes to an end**: what is set meanwhile has not passed yet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,29 +36,36 @@ const AHEAD_MIN: Duration = Duration::from_millis(1);
 pub(super) struct Timers {
     /// Until when deadlines were taken out.
     passed: Duration,
-    /// When each is due.
-    due: BTreeMap<Key, Duration>,
-    /// Each once, at the time that it had when it was put in; never later than when it is due.
+    deadlines: BTreeMap<Key, Deadline>,
+    /// Each once, at the time that it had when it was put in.
     queue: BTreeSet<(Duration, Key)>,
-    /// The time in the queue, where it is not that of `due`.
-    queued: BTreeMap<Key, Duration>,
+}
+
+#[derive(Debug)]
+struct Deadline {
+    due: Duration,
+    /// The time in the queue; never later than when it is due.
+    queued: Duration,
 }
 
 impl Timers {
     /// Sets a deadline, in place of the one that there was.
     pub(super) fn set(&mut self, group: &Arc<str>, timer: Timer, at: Duration) {
-        let at = at.max(self.passed + AHEAD_MIN);
-        let key = (Arc::clone(group), timer);
-        match self.due.insert(key.clone(), at) {
-            None => drop(self.queue.insert((at, key))),
-            Some(before) => {
-                let queued = self.queued.get(&key).copied().unwrap_or(before);
-                if queued <= at {
-                    self.queued.insert(key, queued);
-                } else {
-                    self.queued.remove(&key);
-                    self.queue.remove(&(queued, key.clone()));
-                    self.queue.insert((at, key));
+        let due = at.max(self.passed + AHEAD_MIN);
+        match self.deadlines.entry((Arc::clone(group), timer)) {
+            Entry::Vacant(entry) => {
+                self.queue.insert((due, entry.key().clone()));
+                entry.insert(Deadline { due, queued: due });
+            }
+            Entry::Occupied(mut entry) => {
+                entry.get_mut().due = due;
+                let queued = entry.get().queued;
+                if due < queued {
+                    entry.get_mut().queued = due;
+                    let mut queued = (queued, entry.key().clone());
+                    self.queue.remove(&queued);
+                    queued.0 = due;
+                    self.queue.insert(queued);
                 }
             }
         }
@@ -66,21 +74,20 @@ impl Timers {
     /// Takes a deadline back, if there is one.
     pub(super) fn cancel(&mut self, group: &Arc<str>, timer: Timer) {
         let key = (Arc::clone(group), timer);
-        if let Some(due) = self.due.remove(&key) {
-            let queued = self.queued.remove(&key).unwrap_or(due);
-            self.queue.remove(&(queued, key));
+        if let Some(deadline) = self.deadlines.remove(&key) {
+            self.queue.remove(&(deadline.queued, key));
         }
     }
 
     /// Whether a deadline is set.
     pub(super) fn is_set(&self, group: &Arc<str>, timer: Timer) -> bool {
-        self.due.contains_key(&(Arc::clone(group), timer))
+        self.deadlines.contains_key(&(Arc::clone(group), timer))
     }
 
     /// Takes back all of a group that is gone.
     pub(super) fn cancel_group(&mut self, group: &Arc<str>) {
         let from = (Arc::clone(group), Timer::Join);
-        let of_group = self.due.range(from..).map(|(key, _)| key).take_while(|key| key.0 == *group);
+        let of_group = self.deadlines.range(from..).map(|(key, _)| key).take_while(|key| key.0 == *group);
         for (group, timer) in of_group.cloned().collect::<Vec<_>>() {
             self.cancel(&group, timer);
         }
@@ -88,9 +95,11 @@ impl Timers {
 
     /// Puts all off by the same time.
     pub(super) fn put_off(&mut self, by: Duration) {
-        self.due.values_mut().for_each(|due| *due += by);
-        self.queue = self.due.iter().map(|(key, due)| (*due, key.clone())).collect();
-        self.queued.clear();
+        for deadline in self.deadlines.values_mut() {
+            deadline.due += by;
+            deadline.queued = deadline.due;
+        }
+        self.queue = self.deadlines.iter().map(|(key, deadline)| (deadline.queued, key.clone())).collect();
     }
 
     /// When to look again at the latest; `None`: never.
@@ -105,13 +114,13 @@ impl Timers {
             && *at <= now
         {
             let (_, key) = self.queue.pop_first()?;
-            self.queued.remove(&key);
-            let due = self.due[&key];
-            if due <= now {
-                self.due.remove(&key);
+            let deadline = self.deadlines.get_mut(&key).expect("what is queued is a deadline");
+            if deadline.due <= now {
+                self.deadlines.remove(&key);
                 return Some(key);
             }
-            self.queue.insert((due, key));
+            deadline.queued = deadline.due;
+            self.queue.insert((deadline.due, key));
         }
         None
     }
@@ -119,7 +128,7 @@ impl Timers {
     /// How many there are.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.due.len()
+        self.deadlines.len()
     }
 }
 
@@ -196,7 +205,7 @@ mod tests {
         timers.cancel_group(&group);
         assert_eq!(timers.pop(Duration::from_secs(10)), Some(("h".into(), Timer::Sync)));
         assert_eq!(
-            (timers.pop(Duration::from_secs(10)), timers.queue.len(), timers.queued.len()),
+            (timers.pop(Duration::from_secs(10)), timers.queue.len(), timers.deadlines.len()),
             (None, 0, 0)
         );
     }
