@@ -42,6 +42,8 @@ pub struct EngineSettings {
     pub index_keep_bytes: u64,
     /// Time between two looks for segments to delete or to roll (`log.retention.check.interval.ms`).
     pub retention_interval: Duration,
+    /// Space that a file which is removed gives back at once. One of less than a 32nd of that goes in one go.
+    pub removal_step_bytes: u64,
     /// Staged bytes of one partition in one cycle from which they go past the journal.
     pub bulk_bytes_min: usize,
     /// `producer.id.expiration.ms`.
@@ -166,6 +168,7 @@ impl EngineSettings {
             checkpoint_interval: Duration::from_secs(30),
             index_keep_bytes: 256 << 20,
             retention_interval: Duration::from_secs(300),
+            removal_step_bytes: 32 << 20,
             bulk_bytes_min: BULK_BYTES_MIN,
             producer_expiration_ms: PRODUCER_ID_EXPIRATION_MS,
             compaction: CompactionSettings {

@@ -27,6 +27,7 @@ use crate::cache::{self, Buffers, Want};
 use crate::disk::{BLOCK, Disk};
 use crate::journal_files::Journal;
 use crate::partition::{Held, Note, Partition, Staged, placed_header};
+use crate::removal::Removal;
 use crate::segment::{ReaderSettings, SegmentReader};
 use crate::signal::{Progress, Signal};
 
@@ -97,8 +98,9 @@ pub(crate) struct State<D: Disk, T> {
     pub(crate) checkpoint_again: Option<Duration>,
     /// Directories of deleted partitions, and when they go.
     pub(crate) graves: Vec<(Duration, String)>,
-    /// Segments that retention gave up, to be removed: the partition's slot, and the path without its extension.
-    pub(crate) removals: VecDeque<(Slot, String)>,
+    /// Segments that retention gave up, and when they are to be gone.
+    pub(crate) removals: VecDeque<Removal>,
+    pub(crate) removals_due: Duration,
     /// Why the engine cannot go on, seen outside the commit loop.
     pub(crate) fault: Option<EngineFault>,
     /// What reads found wrong, not fetched yet.
@@ -289,6 +291,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 checkpoint_again: None,
                 graves: Vec::new(),
                 removals: VecDeque::new(),
+                removals_due: Duration::ZERO,
                 fault: None,
                 read_faults: Vec::new(),
                 metrics: EngineMetrics::default(),

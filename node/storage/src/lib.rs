@@ -15,6 +15,7 @@ mod maintenance;
 pub mod metadata_log;
 mod partition;
 mod recover;
+mod removal;
 pub mod segment;
 mod signal;
 #[cfg(feature = "sim")]

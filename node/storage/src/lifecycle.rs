@@ -188,6 +188,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         state.ready.append(&mut answers);
         state.moved.push((slot, id));
         state.mark_dirty(slot);
+        // Segments that wait to be removed go with the directory.
+        let queued = state.removals.len();
+        state.removals.retain(|removal| removal.slot != slot);
+        let taken = queued - state.removals.len();
+        if let Some(partition) = state.get_mut(slot) {
+            partition.tended -= taken;
+        }
         drop(guard);
         self.work.notify();
     }

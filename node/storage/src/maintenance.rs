@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use flumen_core::journal::{CheckpointPlan, FillPace, FillPressure, checkpoint_due};
 use flumen_core::limits::{BULK_BYTES_PER_CHECKPOINT, FILL_BYTES_MIN};
+use flumen_core::log::Segment;
 use flumen_core::types::{Lsn, Offset};
 use futures_util::future::select;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -28,7 +29,7 @@ use crate::disk::{Disk, File, OpenMode};
 use crate::engine::{Engine, Life, planted};
 use crate::journal_files::{JournalFileInfo, journal_path, lay_out};
 use crate::partition::{Filled, Note, Partition, segment_path};
-use crate::segment::INDEX_EXTENSIONS;
+use crate::removal::Removal;
 
 /// Space kept for a checkpoint.
 const CHECKPOINT_RESERVE_BYTES: u64 = 1 << 20;
@@ -612,14 +613,19 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             partition.tended += gone.len();
             let directory = partition.directory.clone();
             state.metrics.segments_deleted += gone.len() as u64;
-            state.removals.extend(gone.into_iter().map(|base| (slot, segment_path(&directory, base))));
+            state.removals.extend(gone.into_iter().map(|segment| Removal {
+                slot,
+                path: segment_path(&directory, segment.base_offset),
+                bytes: segment.size,
+            }));
+            state.removals_due = self.disk.monotonic() + self.settings.retention_interval / 2;
             self.removal_work.notify();
         }
     }
 
     /// Maintenance has no file of the partition in hand any more: whoever deletes it waits for that, as its name may then
     /// be another's.
-    fn tended(&self, slot: Slot) {
+    pub(crate) fn tended(&self, slot: Slot) {
         if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
             partition.tended -= 1;
         }
@@ -655,47 +661,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             state.mark_dirty(slot);
             self.work.notify();
         }
-    }
-
-    /// Removes the files of a segment. What cannot be removed is removed at the next start.
-    pub(crate) async fn unlink(&self, path: &str) {
-        self.reader.forget(path);
-        for extension in ["log", "txnindex", "snapshot"].iter().chain(&INDEX_EXTENSIONS) {
-            self.disk.remove_file(&format!("{path}.{extension}")).await.ok();
-        }
-    }
-
-    /// Removes segments that retention gave up, and directories of deleted partitions whose time has come; file by file, since
-    /// a large one takes long, and beside all else, since fills and checkpoints must not wait for it.
-    async fn remove_files(&self) {
-        loop {
-            let segment = self.state.borrow_mut().removals.pop_front();
-            if let Some((slot, path)) = segment {
-                self.unlink(&path).await;
-                self.tended(slot);
-                continue;
-            }
-            let now = self.disk.monotonic();
-            let next = self.state.borrow().graves.iter().min().cloned();
-            match next {
-                Some((at, directory)) if at <= now => {
-                    self.remove_directory(&directory).await;
-                    self.state.borrow_mut().graves.retain(|(_, grave)| *grave != directory);
-                }
-                Some((at, _)) => {
-                    select(self.removal_work.wait(), pin!(self.disk.sleep(at.saturating_sub(now)))).await;
-                }
-                None => self.removal_work.wait().await,
-            }
-        }
-    }
-
-    /// What stays is removed at the next start.
-    async fn remove_directory(&self, directory: &str) {
-        for entry in self.disk.list(directory).await.unwrap_or_default() {
-            self.disk.remove_file(&format!("{directory}/{}", entry.name)).await.ok();
-        }
-        self.disk.remove_directory(directory).await.ok();
     }
 
     fn is_drained(&self) -> bool {
@@ -823,7 +788,7 @@ impl<D: Disk, T> Partition<D, T> {
     }
 
     /// Segments wholly below the durable log start, closed; the log forgets them.
-    fn take_deletable(&mut self, early: bool) -> Vec<Offset> {
+    fn take_deletable(&mut self, early: bool) -> Vec<Segment> {
         if self.offline.is_some() || self.held.is_some() || !self.compaction.may_drop_segments() {
             return Vec::new();
         }
@@ -832,8 +797,7 @@ impl<D: Disk, T> Partition<D, T> {
             return Vec::new();
         }
         let open = self.writers.front().map_or(Offset(i64::MAX), |writer| writer.base);
-        let gone = self.log.drop_below_start_before(open);
-        gone.into_iter().map(|segment| segment.base_offset).collect()
+        self.log.drop_below_start_before(open)
     }
 
     /// What a checkpoint says of the partition.

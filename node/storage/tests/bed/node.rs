@@ -333,6 +333,7 @@ fn engine_settings(shared: &Shared, shard: u16, shards: u16, incarnation: u64) -
         checkpoint_interval: scenario.checkpoint_interval,
         index_keep_bytes: scenario.index_keep_bytes,
         retention_interval: std::time::Duration::from_millis(100),
+        removal_step_bytes: scenario.removal_step_bytes,
         bulk_bytes_min: scenario.bulk_bytes_min,
         producer_expiration_ms: i64::MAX / 4,
         compaction: CompactionSettings {

@@ -51,6 +51,7 @@ pub(crate) struct Scenario {
     pub(crate) compaction_bytes_per_second: f64,
     pub(crate) index_keep_bytes: u64,
     pub(crate) index_bytes_max: usize,
+    pub(crate) removal_step_bytes: u64,
 }
 
 impl Scenario {
@@ -89,6 +90,7 @@ impl Scenario {
             compaction_bytes_per_second: pick(&mut apart, &[500_000, usize::MAX]) as f64,
             index_keep_bytes: pick(&mut apart, &[1, 8 << 10, usize::MAX]) as u64,
             index_bytes_max: pick(&mut apart, &[1, 4 << 10, 1 << 20]),
+            removal_step_bytes: pick(&mut apart, &[1 << 10, 16 << 10, usize::MAX]) as u64,
         }
     }
 

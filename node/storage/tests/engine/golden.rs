@@ -50,6 +50,7 @@ fn settings() -> EngineSettings {
         checkpoint_interval: Duration::from_secs(3600),
         index_keep_bytes: 256,
         retention_interval: Duration::from_secs(3600),
+        removal_step_bytes: 32 << 20,
         bulk_bytes_min: 12 << 10,
         producer_expiration_ms: 86_400_000,
         compaction: CompactionSettings::default(),

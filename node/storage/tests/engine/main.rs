@@ -20,6 +20,7 @@ use flumen_wire::compression::Compression;
 mod compaction;
 mod faults;
 mod golden;
+mod removal;
 
 const DIRECTORY_ID: [u8; 16] = [9; 16];
 

@@ -1,0 +1,131 @@
+//! Removal of segments that retention gave up, and of directories of deleted partitions: file by file, and little by little.
+//!
+//! A file system may tell its device of space that is free again (ext4 and XFS mounted with `discard`) in the very commit
+//! that the syncs of everybody wait for. Gigabytes at once, which is what retention finds every five minutes, then hold
+//! up all writes for as long as the device takes. So a segment gets another name first, which is all that a start after
+//! a crash has to know, and then gives back its space in steps, each durable before others have the disk to themselves
+//! for a while:
+//!
+//! ```text
+//!   X.log ── rename ──> X.log.deleted ── truncate, sync, rest ──(until it is empty)──> removed
+//! ```
+//!
+//! Invariants: what is removed lies below a durable log start, or in a directory that nobody knows; rests are so short that
+//! what one look of retention gave up is gone before the next; where space is short, or somebody waits for it, there are none.
+
+use std::cmp::min;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::future::select;
+
+use crate::api::Slot;
+use crate::disk::{Disk, File, OpenMode};
+use crate::engine::Engine;
+use crate::segment::INDEX_EXTENSIONS;
+
+/// A rest for each such time that a step has taken, and the longest.
+const RESTS: u32 = 3;
+const REST_MAX: Duration = Duration::from_millis(500);
+
+/// A segment that retention gave up.
+pub(crate) struct Removal {
+    pub(crate) slot: Slot,
+    /// Its path, without extension.
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+}
+
+impl<D: Disk, T: 'static> Engine<D, T> {
+    /// Removes what is there to be removed, beside all else: fills and checkpoints must not wait for it.
+    pub(crate) async fn remove_files(&self) {
+        loop {
+            let removal = self.state.borrow_mut().removals.pop_front();
+            if let Some(removal) = removal {
+                self.remove_segment(&removal).await;
+                self.tended(removal.slot);
+                continue;
+            }
+            let now = self.disk.monotonic();
+            let next = self.state.borrow().graves.iter().min().cloned();
+            match next {
+                Some((at, directory)) if at <= now => {
+                    self.remove_directory(&directory).await;
+                    self.state.borrow_mut().graves.retain(|(_, grave)| *grave != directory);
+                }
+                Some((at, _)) => {
+                    select(self.removal_work.wait(), pin!(self.disk.sleep(at.saturating_sub(now)))).await;
+                }
+                None => self.removal_work.wait().await,
+            }
+        }
+    }
+
+    async fn remove_segment(&self, removal: &Removal) {
+        // Readers that have it open are at what lies below the log start, and find that out.
+        self.reader.forget(&removal.path);
+        let gone = format!("{}.log.deleted", removal.path);
+        if self.disk.rename(&format!("{}.log", removal.path), &gone).await.is_ok() {
+            self.give_back(&gone, removal.bytes, Some(removal.slot)).await;
+            self.disk.remove_file(&gone).await.ok();
+        }
+        self.unlink(&removal.path).await;
+    }
+
+    /// Removes the files of a segment. What cannot be removed is removed at the next start.
+    pub(crate) async fn unlink(&self, path: &str) {
+        self.reader.forget(path);
+        for extension in ["log", "txnindex", "snapshot"].iter().chain(&INDEX_EXTENSIONS) {
+            self.disk.remove_file(&format!("{path}.{extension}")).await.ok();
+        }
+    }
+
+    /// What stays is removed at the next start.
+    async fn remove_directory(&self, directory: &str) {
+        for entry in self.disk.list(directory).await.unwrap_or_default() {
+            let path = format!("{directory}/{}", entry.name);
+            self.give_back(&path, entry.len, None).await;
+            self.disk.remove_file(&path).await.ok();
+        }
+        self.disk.remove_directory(directory).await.ok();
+    }
+
+    /// Empties a file little by little. A failure costs no more than that the rest goes at once.
+    async fn give_back(&self, path: &str, bytes: u64, slot: Option<Slot>) {
+        let step = self.settings.removal_step_bytes;
+        if bytes < step / 32 || self.is_awaited(slot) {
+            return;
+        }
+        let mode = OpenMode { write: true, ..OpenMode::default() };
+        let Ok(file) = self.disk.open(path, mode).await else { return };
+        let mut left = bytes;
+        while left > 0 && !self.is_awaited(slot) {
+            left = left.saturating_sub(step);
+            let began = self.disk.monotonic();
+            if file.truncate(left).await.is_err() || file.sync().await.is_err() {
+                return;
+            }
+            let took = self.disk.monotonic().saturating_sub(began);
+            self.disk.sleep(min(took * RESTS, self.rest_max(left))).await;
+        }
+    }
+
+    /// The longest rest with which all is gone in time, where `left` is what the segment in hand has yet.
+    fn rest_max(&self, left: u64) -> Duration {
+        let state = self.state.borrow();
+        let queued: u64 = state.removals.iter().map(|removal| removal.bytes).sum();
+        if queued == 0 {
+            return REST_MAX;
+        }
+        let steps = (queued + left).div_ceil(self.settings.removal_step_bytes).try_into().unwrap_or(u32::MAX);
+        min(REST_MAX, state.removals_due.saturating_sub(self.disk.monotonic()) / steps)
+    }
+
+    /// Whether somebody waits for the space, or for the partition to be gone.
+    fn is_awaited(&self, slot: Option<Slot>) -> bool {
+        let state = self.state.borrow();
+        let is_deleted = |slot| state.get(slot).is_none_or(|partition| partition.deleting);
+        let is_held = |slot: &Slot| state.get(*slot).is_some_and(|partition| partition.held.is_some());
+        slot.is_some_and(is_deleted) || state.journal.disk_full || state.slots().iter().any(is_held)
+    }
+}
