@@ -62,14 +62,14 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     async fn remove_segment(&self, removal: &Removal) {
-        // Readers that have it open are at what lies below the log start, and find that out.
-        self.reader.forget(&removal.path);
         let gone = format!("{}.log.deleted", removal.path);
-        if self.disk.rename(&format!("{}.log", removal.path), &gone).await.is_ok() {
+        let renamed = self.disk.rename(&format!("{}.log", removal.path), &gone).await.is_ok();
+        // Readers that are at it still are below the log start, and find that out.
+        self.unlink(&removal.path).await;
+        if renamed {
             self.give_back(&gone, removal.bytes, Some(removal.slot)).await;
             self.disk.remove_file(&gone).await.ok();
         }
-        self.unlink(&removal.path).await;
     }
 
     /// Removes the files of a segment. What cannot be removed is removed at the next start.

@@ -77,13 +77,6 @@ async fn append(
     panic!("no room comes: {:?}", engine.metrics());
 }
 
-fn run(test: impl AsyncFnOnce(SimDisk) + 'static) -> Sim {
-    let sim = Sim::new(7, SimOptions::default());
-    let disk = sim.disk();
-    sim.run(async move { test(disk).await }).unwrap();
-    sim
-}
-
 fn fault(path: &str, operation: Operation, kind: ErrorKind) -> Fault {
     Fault { path_contains: path.to_owned(), operation, skip: 0, count: u32::MAX, kind }
 }

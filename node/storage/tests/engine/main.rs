@@ -89,6 +89,13 @@ fn batch(tag: u64, records: usize, size: usize) -> (Bytes, BatchHeader) {
 
 type TestEngine = Rc<Engine<SimDisk, u64>>;
 
+fn run(test: impl AsyncFnOnce(SimDisk) + 'static) -> Sim {
+    let sim = Sim::new(7, SimOptions::default());
+    let disk = sim.disk();
+    sim.run(async move { test(disk).await }).unwrap();
+    sim
+}
+
 /// What ended an engine's journal, once something has.
 type Ended = Rc<RefCell<Option<String>>>;
 

@@ -13,7 +13,10 @@ async fn filled(disk: &SimDisk, settings: EngineSettings) -> (TestEngine, Slot) 
     let slot = engine.create_partition(id(0), "t-0", config(), LeaderEpoch(1)).await.unwrap();
     for tag in 0..60 {
         let (bytes, header) = batch(tag, 1, 4000);
-        engine.append(slot, 0, bytes, &header, tag).unwrap();
+        while let Err((_, error)) = engine.append(slot, 0, bytes.clone(), &header, tag) {
+            assert!(matches!(error, AppendError::Full), "{error:?}");
+            disk.sleep(Duration::from_millis(1)).await;
+        }
         until_settled(disk, &sink, tag as usize + 1).await;
     }
     engine.set_config(slot, LogConfig { retention_bytes: 1, ..config() });
@@ -43,16 +46,9 @@ async fn until(disk: &SimDisk, holds: impl Fn() -> bool) {
     panic!("it does not come to that: {:?}", disk.files().keys());
 }
 
-fn in_steps(sim_seed: u64, test: impl AsyncFnOnce(SimDisk) + 'static) -> Sim {
-    let sim = Sim::new(sim_seed, SimOptions::default());
-    let disk = sim.disk();
-    sim.run(async move { test(disk).await }).unwrap();
-    sim
-}
-
 #[test]
 fn space_is_given_back_in_steps_and_before_the_next_look() {
-    in_steps(1, async |disk| {
+    run(async |disk| {
         let settings =
             EngineSettings { removal_step_bytes: STEP, retention_interval: LOOK, ..settings(1, 0, 1) };
         let (engine, slot) = filled(&disk, settings).await;
@@ -77,7 +73,7 @@ fn space_is_given_back_in_steps_and_before_the_next_look() {
 
 #[test]
 fn a_deletion_does_not_wait_for_the_steps() {
-    in_steps(2, async |disk| {
+    run(async |disk| {
         let slow = EngineSettings { removal_step_bytes: 1, ..settings(1, 0, 1) };
         let slow = EngineSettings { retention_interval: LOOK, ..slow };
         let (engine, _) = filled(&disk, slow).await;
@@ -93,7 +89,7 @@ fn a_deletion_does_not_wait_for_the_steps() {
 #[test]
 fn a_start_removes_what_was_on_its_way() {
     let settings = EngineSettings { removal_step_bytes: STEP, retention_interval: LOOK, ..settings(1, 0, 1) };
-    let sim = in_steps(3, async |disk| {
+    let sim = run(async |disk| {
         let (engine, _) = filled(&disk, settings).await;
         until(&disk, || going(&disk).iter().any(|length| *length > 0)).await;
         // It ends here, in the midst.
