@@ -161,6 +161,7 @@ async fn serve(seat: Seat, role: Role, facts: Arc<NodeFacts>, stopper: &Stopper)
             for partition in opened.recovered {
                 parts[usize::from(shard::owner(partition.id, posts.len()).0)].push(partition);
             }
+            let mut graves = opened.graves;
             let made = posts.into_iter().zip(listeners).zip(parts).zip(opened.journal_files).enumerate();
             let mut made = made.map(|(index, (((post, listener), recovered), journal_files))| ShardSeed {
                 journal_files,
@@ -175,6 +176,7 @@ async fn serve(seat: Seat, role: Role, facts: Arc<NodeFacts>, stopper: &Stopper)
                     &opened.image,
                 ),
                 recovered,
+                graves: std::mem::take(&mut graves),
                 stop: stopper.subscribe(),
             });
             let own = made.next().expect("there is a shard 0");

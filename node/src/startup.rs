@@ -25,7 +25,7 @@ use flumen_core::types::{Incarnation, PartitionId, ShardId};
 use flumen_storage::identity::{Identity, identify, next_incarnation};
 use flumen_storage::metadata_log::MetadataLog;
 use flumen_storage::{
-    CompactionSettings, EngineSettings, JournalFileInfo, KnownPartition, RecoveredPartition,
+    CompactionSettings, EngineSettings, Grave, JournalFileInfo, KnownPartition, RecoveredPartition,
     RecoverySettings, recover,
 };
 use futures_util::lock::Mutex;
@@ -44,6 +44,8 @@ pub(crate) struct Opened {
     /// By shard.
     pub(crate) journal_files: Vec<Vec<JournalFileInfo>>,
     pub(crate) recovered: Vec<RecoveredPartition>,
+    /// What is to be removed, which the first shard does.
+    pub(crate) graves: Vec<Grave>,
 }
 
 /// Whose folder it is, and which start of its node this is.
@@ -98,6 +100,7 @@ pub(crate) async fn open(facts: &NodeFacts, listening: SocketAddr) -> Result<Ope
         folder,
         journal_files: (0..shards).map(|shard| recovered.journal_files_of(shard, shards)).collect(),
         recovered: recovered.partitions,
+        graves: recovered.graves,
     })
 }
 

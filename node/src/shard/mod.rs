@@ -35,7 +35,7 @@ use flumen_core::fetch::FetchSessions;
 use flumen_core::metadata::Image;
 use flumen_core::types::{NodeId, PartitionId, ShardId, TopicId};
 use flumen_storage::{
-    CompactionRun, Engine, EngineSettings, JournalFileInfo, RecoveredPartition, Sink, Slot,
+    CompactionRun, Engine, EngineSettings, Grave, JournalFileInfo, RecoveredPartition, Sink, Slot,
 };
 use flumen_wire::ErrorCode;
 use futures_util::lock::Mutex;
@@ -81,6 +81,7 @@ pub(crate) struct ShardSeed {
     pub(crate) engine: EngineSettings,
     pub(crate) journal_files: Vec<JournalFileInfo>,
     pub(crate) recovered: Vec<RecoveredPartition>,
+    pub(crate) graves: Vec<Grave>,
     pub(crate) stop: Stop,
 }
 
@@ -148,7 +149,7 @@ pub(crate) async fn run(
     first: Option<(ControllerLog, OwnedFd)>,
 ) -> Result<(), String> {
     let (controller, admin) = first.unzip();
-    let ShardSeed { facts, listener, post, image, engine, journal_files, recovered, stop } = seed;
+    let ShardSeed { facts, listener, post, image, engine, journal_files, recovered, graves, stop } = seed;
     let count = usize::from(facts.config.shards);
     let (caller, inbox) = post.open();
     let statics: &Arc<StaticSettings> = &facts.statics;
@@ -196,7 +197,7 @@ pub(crate) async fn run(
     if let Some(listener) = admin {
         admin::serve(listener, shard.pages());
     }
-    shard.run(inbox, recovered, stop).await
+    shard.run(inbox, recovered, graves, stop).await
 }
 
 impl Shard {
@@ -204,12 +205,14 @@ impl Shard {
         self: Rc<Self>,
         inbox: ShardInbox,
         recovered: Vec<RecoveredPartition>,
+        graves: Vec<Grave>,
         stop: Stop,
     ) -> Result<(), String> {
         self.engine.set_compaction(compaction_settings(&self.facts, &self.config()));
         for partition in recovered {
             self.engine.adopt(partition).await.map_err(|error| error.to_string())?;
         }
+        self.engine.bury(graves);
         self.engine.prepare().await;
         let journal = {
             let shard = Rc::clone(&self);

@@ -27,7 +27,7 @@ use crate::cache::{self, Buffers, Want};
 use crate::disk::{BLOCK, Disk};
 use crate::journal_files::Journal;
 use crate::partition::{Held, Note, Partition, Staged, placed_header};
-use crate::removal::Removal;
+use crate::removal::{Grave, Removal};
 use crate::segment::{ReaderSettings, SegmentReader};
 use crate::signal::{Progress, Signal};
 
@@ -96,8 +96,8 @@ pub(crate) struct State<D: Disk, T> {
     pub(crate) checkpoint_round_durable: u64,
     /// When a checkpoint that could not be written is tried again.
     pub(crate) checkpoint_again: Option<Duration>,
-    /// Directories of deleted partitions, and when they go.
-    pub(crate) graves: Vec<(Duration, String)>,
+    /// Deleted partitions, and what an earlier life left, and when they go.
+    pub(crate) graves: Vec<(Duration, Grave)>,
     /// Segments that retention gave up, and when they are to be gone.
     pub(crate) removals: VecDeque<Removal>,
     pub(crate) removals_due: Duration,

@@ -35,4 +35,5 @@ pub use engine::Engine;
 pub use journal_files::JournalFileInfo;
 pub use lifecycle::FoundRecord;
 pub use recover::{KnownPartition, Recovered, RecoveredPartition, RecoveryError, RecoverySettings, recover};
+pub use removal::Grave;
 pub use slices::{Slice, Slices};

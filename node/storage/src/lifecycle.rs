@@ -17,6 +17,7 @@ use crate::disk::{Disk, OpenMode};
 use crate::engine::{Engine, Life};
 use crate::partition::{Note, Partition, segment_path};
 use crate::recover::RecoveredPartition;
+use crate::removal::{Grave, buried_directory};
 use crate::segment::{Found, SegmentError, SegmentView, first_record};
 use crate::slices::Slices;
 
@@ -107,7 +108,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             return Err(StorageError::Exists);
         }
         let made = make_directory(&self.disk, id, directory).await;
-        made.map_err(|error| StorageError::Io(format!("creating {directory}"), error))?;
+        let in_the_way = made.map_err(|error| StorageError::Io(format!("creating {directory}"), error))?;
+        self.bury(in_the_way);
         let mut state = self.state.borrow_mut();
         if state.slot_of(&id).is_some() {
             return Err(StorageError::Exists);
@@ -154,12 +156,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         };
         self.reader.forget(&format!("{directory}/"));
         let number = self.disk.monotonic().as_nanos();
-        let grave = grave(&directory, &format!("{:x}-{number:x}", self.settings.incarnation.0));
+        let grave = buried_directory(&directory, &format!("{:x}-{number:x}", self.settings.incarnation.0));
         let failed = |error| StorageError::Io(format!("removing {directory}"), error);
         self.disk.rename(&directory, &grave).await.map_err(failed)?;
         self.disk.sync_directory("").await.map_err(failed)?;
         let at = self.disk.monotonic() + Duration::from_millis(delay);
-        self.state.borrow_mut().graves.push((at, grave));
+        self.state.borrow_mut().graves.push((at, Grave::Directory(grave)));
         self.removal_work.notify();
         Ok(())
     }
@@ -516,28 +518,19 @@ pub(crate) fn partition_metadata(id: PartitionId) -> String {
     format!("version: 0\ntopic_id: {}\n", id.topic)
 }
 
-/// Name of a partition's directory once it is deleted: at most 255 bytes, as file systems have it. Of a long topic's name the
-/// end stays, and with it the partition's number.
-fn grave(directory: &str, unique: &str) -> String {
-    const NAME_BYTES_MAX: usize = 255;
-    let room = NAME_BYTES_MAX - (unique.len() + ".-delete".len());
-    // Names of topics are ASCII.
-    let kept = directory.get(directory.len().saturating_sub(room)..).unwrap_or_default();
-    format!("{kept}.{unique}-delete")
-}
-
 /// Makes the directory of a new partition durable. What bears its name already is of an older topic, or of a creation
-/// that a crash cut short: it goes.
+/// that a crash cut short: it goes, and is returned.
 pub(crate) async fn make_directory<D: Disk>(
     disk: &D,
     id: PartitionId,
     directory: &str,
-) -> std::io::Result<()> {
+) -> std::io::Result<Option<Grave>> {
+    let mut in_the_way = None;
     if disk.list(directory).await.is_ok() {
-        let grave = grave(directory, &format!("{:x}", disk.monotonic().as_nanos()));
+        let grave = buried_directory(directory, &format!("{:x}", disk.monotonic().as_nanos()));
         disk.rename(directory, &grave).await?;
         disk.sync_directory("").await?;
-        disk.remove_directory(&grave).await?;
+        in_the_way = Some(Grave::Directory(grave));
     }
     disk.create_directory(directory).await?;
     // Under its name it is whole: recovery tells half a creation from damage by that.
@@ -548,5 +541,6 @@ pub(crate) async fn make_directory<D: Disk>(
     let path = format!("{}.log", segment_path(directory, Offset(0)));
     disk.open(&path, OpenMode { create_new: true, write: true, synchronous: false }).await?;
     disk.sync_directory(directory).await?;
-    disk.sync_directory("").await
+    disk.sync_directory("").await?;
+    Ok(in_the_way)
 }

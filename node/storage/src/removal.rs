@@ -1,4 +1,5 @@
-//! Removal of segments that retention gave up, and of directories of deleted partitions: file by file, and little by little.
+//! Removal of segments that retention gave up, of directories of deleted partitions, and of what an earlier life left of
+//! either: file by file, and little by little.
 //!
 //! A file system may tell its device of space that is free again (ext4 and XFS mounted with `discard`) in the very commit
 //! that the syncs of everybody wait for. Gigabytes at once, which is what retention finds every five minutes, then hold
@@ -28,12 +29,45 @@ use crate::segment::INDEX_EXTENSIONS;
 const RESTS: u32 = 3;
 const REST_MAX: Duration = Duration::from_millis(500);
 
+/// What nobody needs, under a name that says so to every start. Whoever finds it may remove it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grave {
+    /// A file, and how long it is.
+    File(String, u64),
+    /// A directory with files in it.
+    Directory(String),
+}
+
+impl Grave {
+    /// Removes it at once. What stays is found by the next start.
+    pub(crate) async fn remove<D: Disk>(&self, disk: &D) {
+        match self {
+            Grave::File(path, _) => disk.remove_file(path).await.ok(),
+            Grave::Directory(path) => disk.remove_directory(path).await.ok(),
+        };
+    }
+}
+
 /// A segment that retention gave up.
 pub(crate) struct Removal {
     pub(crate) slot: Slot,
     /// Its path, without extension.
     pub(crate) path: String,
     pub(crate) bytes: u64,
+}
+
+/// Name of a segment's file once it is to go.
+pub(crate) fn buried_file(path: &str) -> String {
+    format!("{path}.deleted")
+}
+
+/// Name of a partition's directory once it is to go: at most 255 bytes, as file systems have it. Of a long topic's name the end stays, and with it the partition's number.
+pub(crate) fn buried_directory(directory: &str, unique: &str) -> String {
+    const NAME_BYTES_MAX: usize = 255;
+    let room = NAME_BYTES_MAX - (unique.len() + ".-delete".len());
+    // Names of topics are ASCII.
+    let kept = directory.get(directory.len().saturating_sub(room)..).unwrap_or_default();
+    format!("{kept}.{unique}-delete")
 }
 
 impl<D: Disk, T: 'static> Engine<D, T> {
@@ -49,9 +83,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let now = self.disk.monotonic();
             let next = self.state.borrow().graves.iter().min().cloned();
             match next {
-                Some((at, directory)) if at <= now => {
-                    self.remove_directory(&directory).await;
-                    self.state.borrow_mut().graves.retain(|(_, grave)| *grave != directory);
+                Some((at, grave)) if at <= now => {
+                    self.clear(&grave, None).await;
+                    self.state.borrow_mut().graves.retain(|(_, other)| *other != grave);
                 }
                 Some((at, _)) => {
                     select(self.removal_work.wait(), pin!(self.disk.sleep(at.saturating_sub(now)))).await;
@@ -61,14 +95,21 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
     }
 
+    /// Takes over what is to be removed, such as recovery finds.
+    pub fn bury(&self, graves: impl IntoIterator<Item = Grave>) {
+        let now = self.disk.monotonic();
+        self.state.borrow_mut().graves.extend(graves.into_iter().map(|grave| (now, grave)));
+        self.removal_work.notify();
+    }
+
     async fn remove_segment(&self, removal: &Removal) {
-        let gone = format!("{}.log.deleted", removal.path);
-        let renamed = self.disk.rename(&format!("{}.log", removal.path), &gone).await.is_ok();
+        let path = format!("{}.log", removal.path);
+        let gone = buried_file(&path);
+        let renamed = self.disk.rename(&path, &gone).await.is_ok();
         // Readers that are at it still are below the log start, and find that out.
         self.unlink(&removal.path).await;
         if renamed {
-            self.give_back(&gone, removal.bytes, Some(removal.slot)).await;
-            self.disk.remove_file(&gone).await.ok();
+            self.clear(&Grave::File(gone, removal.bytes), Some(removal.slot)).await;
         }
     }
 
@@ -80,14 +121,16 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
     }
 
-    /// What stays is removed at the next start.
-    async fn remove_directory(&self, directory: &str) {
-        for entry in self.disk.list(directory).await.unwrap_or_default() {
-            let path = format!("{directory}/{}", entry.name);
-            self.give_back(&path, entry.len, None).await;
-            self.disk.remove_file(&path).await.ok();
+    async fn clear(&self, grave: &Grave, slot: Option<Slot>) {
+        match grave {
+            Grave::File(path, bytes) => self.give_back(path, *bytes, slot).await,
+            Grave::Directory(directory) => {
+                for entry in self.disk.list(directory).await.unwrap_or_default() {
+                    self.give_back(&format!("{directory}/{}", entry.name), entry.len, slot).await;
+                }
+            }
         }
-        self.disk.remove_directory(directory).await.ok();
+        grave.remove(&self.disk).await;
     }
 
     /// Empties a file little by little. A failure costs no more than that the rest goes at once.

@@ -1,5 +1,6 @@
-//! Partition directories in recovery: what metadata does not know goes, files are cut to their true ends, what lies
-//! below the log start or was never journalled is removed.
+//! Partition directories in recovery: files are cut to their true ends; what metadata does not know, what lies below the
+//! log start and what was never journalled gets a name that says so, and is left to the engine ([`Grave`]): a start waits for
+//! no file system that gives back gigabytes.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -17,6 +18,7 @@ use crate::disk::{BLOCK, Buffer, DirectoryEntry, Disk, File, OpenMode};
 use crate::engine::planted;
 use crate::lifecycle::{make_directory, partition_metadata};
 use crate::partition::segment_path;
+use crate::removal::{Grave, buried_directory, buried_file};
 use crate::segment::{INDEX_EXTENSIONS, PARTIAL_INDEX};
 
 /// Longest `partition.metadata`.
@@ -30,6 +32,7 @@ struct Settled {
     changed: bool,
     /// Damage to what was acknowledged.
     corrupt: Option<String>,
+    graves: Vec<Grave>,
 }
 
 impl<D: Disk> Recovery<'_, D> {
@@ -62,8 +65,9 @@ impl<D: Disk> Recovery<'_, D> {
             }
             if !is_own {
                 // Nothing was acknowledged before the directory was durable: it is another topic's, or half made.
-                if let Err(error) = make_directory(self.disk, id, &directory).await {
-                    self.offline(id, format!("{directory}: {error}"), None);
+                match make_directory(self.disk, id, &directory).await {
+                    Ok(in_the_way) => self.graves.extend(in_the_way),
+                    Err(error) => self.offline(id, format!("{directory}: {error}"), None),
                 }
             }
         }
@@ -74,7 +78,7 @@ impl<D: Disk> Recovery<'_, D> {
         &mut self,
         known: &HashMap<PartitionId, KnownPartition>,
     ) -> Result<(), RecoveryError> {
-        self.remove_strangers(known).await?;
+        self.bury_strangers(known).await?;
         let now_ms = self.now_ms;
         let mut verify_left = self.verify_left;
         let mut lost = Vec::new();
@@ -113,7 +117,8 @@ impl<D: Disk> Recovery<'_, D> {
         }
         for (id, outcome) in settled {
             match outcome {
-                Ok(Settled { changed, corrupt }) => {
+                Ok(Settled { changed, corrupt, graves }) => {
+                    self.graves.extend(graves);
                     if let Some(replay) = self.replays.get_mut(&id) {
                         replay.directory_changed |= changed;
                     }
@@ -129,22 +134,26 @@ impl<D: Disk> Recovery<'_, D> {
     }
 
     /// Directories of deleted partitions, and of topics that metadata does not know.
-    async fn remove_strangers(
+    async fn bury_strangers(
         &mut self,
         known: &HashMap<PartitionId, KnownPartition>,
     ) -> Result<(), RecoveryError> {
         let directories: HashSet<&str> = known.values().map(|known| known.directory.as_str()).collect();
         let mut entries = self.disk.list("").await.map_err(failed("listing the data folder"))?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
-        for entry in entries.iter().filter(|entry| entry.is_directory) {
+        for entry in entries.into_iter().filter(|entry| entry.is_directory) {
             let name = entry.name.as_str();
             if OURS.contains(&name) || directories.contains(name) {
                 continue;
             }
             let metadata = format!("{name}/partition.metadata");
             let partition = self.disk.read_file(&metadata, METADATA_BYTES_MAX).await.is_ok();
-            if partition || name.ends_with("-delete") {
-                self.disk.remove_directory(name).await.map_err(failed(name))?;
+            if name.ends_with("-delete") {
+                self.graves.push(Grave::Directory(entry.name));
+            } else if partition {
+                let buried = buried_directory(name, &format!("{:x}", self.settings.incarnation.0));
+                self.disk.rename(name, &buried).await.map_err(failed(name))?;
+                self.graves.push(Grave::Directory(buried));
             } else {
                 self.findings.push(format!("{name} is none of ours"));
             }
@@ -218,6 +227,7 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
     for entry in &entries {
         let path = format!("{directory}/{}", entry.name);
         let Some((base, extension)) = parse_file_name(&entry.name) else { continue };
+        let log = format!("{}.log", segment_path(directory, base));
         if seen.contains(&base) && extension == "log" {
             // What a compacted segment has replaced.
             continue;
@@ -231,6 +241,17 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
             continue;
         }
         let segment = segments.iter().find(|segment| segment.base_offset == base);
+        if path == buried_file(&log) {
+            settled.graves.push(Grave::File(path, entry.len));
+            continue;
+        }
+        if path == log && segment.is_none() {
+            let buried = buried_file(&log);
+            disk.rename(&log, &buried).await.map_err(|error| in_words(&log, error))?;
+            settled.changed = true;
+            settled.graves.push(Grave::File(buried, entry.len));
+            continue;
+        }
         // What is kept of the index of an active segment speaks of what a checkpoint covers, unless that was cut.
         let old = match extension {
             PARTIAL_INDEX => replay.cut.contains(&base),

@@ -32,6 +32,7 @@ use crate::checkpoint::{Checkpoint, Record, SHARD_ALL};
 use crate::disk::Disk;
 use crate::journal_files::JournalFileInfo;
 use crate::maintenance::write_checkpoint;
+use crate::removal::Grave;
 use replay::Replay;
 
 /// How to recover.
@@ -112,6 +113,8 @@ impl RecoveredPartition {
 pub struct Recovered {
     /// Every known partition, by id.
     pub partitions: Vec<RecoveredPartition>,
+    /// What is to be removed, whichever shard does it.
+    pub graves: Vec<Grave>,
     /// Journal files, and which of them may be used again.
     pub journal_files: Vec<JournalFileInfo>,
     /// What was found amiss, each with file and position, for the log.
@@ -173,13 +176,14 @@ pub(crate) struct Recovery<'a, D: Disk> {
     now_ms: i64,
     /// In the order of ids, so that the same disk gives the same run.
     replays: BTreeMap<PartitionId, Replay>,
+    graves: Vec<Grave>,
     findings: Vec<String>,
     journal_bytes: u64,
     written_bytes: u64,
     verify_left: u64,
 }
 
-/// Recovers a data folder. `known` are the partitions that metadata has; directories of others are removed.
+/// Recovers a data folder. `known` are the partitions that metadata has; directories of others are to be removed.
 pub async fn recover<D: Disk>(
     disk: &D,
     settings: &RecoverySettings,
@@ -199,6 +203,7 @@ pub async fn recover<D: Disk>(
         settings,
         now_ms: disk.now_ms(),
         replays: BTreeMap::new(),
+        graves: Vec::new(),
         findings: Vec::new(),
         journal_bytes: 0,
         written_bytes: 0,
@@ -214,6 +219,7 @@ pub async fn recover<D: Disk>(
     let journal_files = recovery.free_files(&files).await;
     let mut recovered = Recovered {
         partitions: Vec::new(),
+        graves: recovery.graves,
         journal_files,
         findings: recovery.findings,
         journal_bytes: recovery.journal_bytes,
@@ -232,7 +238,15 @@ impl<D: Disk> Recovery<'_, D> {
         let records = self.replays.values().map(|replay| replay.record(incarnation)).collect();
         let checkpoint =
             Checkpoint { incarnation, shard: SHARD_ALL, number: 0, durable_lsn: Lsn(0), records };
-        write_checkpoint(self.disk, &checkpoint, &|| true).await.map_err(failed("writing the checkpoint"))?;
+        let mut written = write_checkpoint(self.disk, &checkpoint, &|| true).await;
+        if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+            // What is to be removed has what is lacking.
+            for grave in self.graves.drain(..) {
+                grave.remove(self.disk).await;
+            }
+            written = write_checkpoint(self.disk, &checkpoint, &|| true).await;
+        }
+        written.map_err(failed("writing the checkpoint"))?;
         for name in &base.names {
             // One that stays is older than the one that counts.
             self.disk.remove_file(&format!("checkpoint/{name}")).await.ok();

@@ -126,6 +126,7 @@ impl Node {
             let engine = node.engine(&partition.id).clone();
             engine.adopt(partition).await.expect("recovery names each partition once");
         }
+        node.engines[0].bury(recovered.graves);
         // Before retention runs: what recovery left is what is checked.
         node.check_all(corrupted).await;
         node.run_loops();

@@ -5,6 +5,11 @@ use super::*;
 const LOOK: Duration = Duration::from_secs(2);
 const STEP: u64 = 4 << 10;
 
+/// Settings of the given life, which removes in steps.
+fn in_steps(incarnation: u64) -> EngineSettings {
+    EngineSettings { removal_step_bytes: STEP, retention_interval: LOOK, ..settings(incarnation, 0, 1) }
+}
+
 /// A partition of which retention is to leave next to nothing, in several segments, in a life with these settings.
 async fn filled(disk: &SimDisk, settings: EngineSettings) -> (TestEngine, Slot) {
     recover(disk, &RecoverySettings::new(Incarnation(1), DIRECTORY_ID), &HashMap::new()).await.unwrap();
@@ -49,9 +54,7 @@ async fn until(disk: &SimDisk, holds: impl Fn() -> bool) {
 #[test]
 fn space_is_given_back_in_steps_and_before_the_next_look() {
     run(async |disk| {
-        let settings =
-            EngineSettings { removal_step_bytes: STEP, retention_interval: LOOK, ..settings(1, 0, 1) };
-        let (engine, slot) = filled(&disk, settings).await;
+        let (engine, slot) = filled(&disk, in_steps(1)).await;
         until(&disk, || !going(&disk).is_empty()).await;
         let began = disk.monotonic();
         let mut seen: Vec<u64> = Vec::new();
@@ -86,22 +89,88 @@ fn a_deletion_does_not_wait_for_the_steps() {
     });
 }
 
-#[test]
-fn a_start_removes_what_was_on_its_way() {
-    let settings = EngineSettings { removal_step_bytes: STEP, retention_interval: LOOK, ..settings(1, 0, 1) };
+/// Ends a life whose retention is in the midst of a segment, and has others before it; returns what is there after a crash.
+fn in_the_midst() -> Sim {
+    let settings = in_steps(1);
     let sim = run(async |disk| {
         let (engine, _) = filled(&disk, settings).await;
         until(&disk, || going(&disk).iter().any(|length| *length > 0)).await;
-        // It ends here, in the midst.
         drop(engine);
     });
-    let sim = sim.crash(Crash::Process);
+    sim.crash(Crash::Process)
+}
+
+#[test]
+fn a_start_leaves_what_was_on_its_way_to_the_engine_which_goes_on_with_it() {
+    let sim = in_the_midst();
     let disk = sim.disk();
     sim.run(async move {
-        let settings = RecoverySettings::new(Incarnation(2), DIRECTORY_ID);
-        let recovered = recover(&disk, &settings, &known(1, 1)).await.unwrap();
+        let before: u64 = going(&disk).iter().sum();
+        assert!(before > 0);
+        let recovery = RecoverySettings::new(Incarnation(2), DIRECTORY_ID);
+        let mut recovered = recover(&disk, &recovery, &known(1, 1)).await.unwrap();
         assert!(recovered.findings.is_empty(), "{:?}", recovered.findings);
         assert_eq!(recovered.partitions[0].offline, None);
+        let left: u64 = going(&disk).iter().sum();
+        assert!(
+            left >= before,
+            "recovery waits for no removal: {before} bytes were on their way, {left} are left"
+        );
+        let (engine, _) = start(&disk, in_steps(2), recovered.journal_files_of(0, 1));
+        engine.adopt(recovered.partitions.remove(0)).await.unwrap();
+        engine.prepare().await;
+        engine.bury(recovered.graves);
+        let mut steps = 0;
+        let mut last = left;
+        while last > 0 {
+            disk.sleep(Duration::from_micros(50)).await;
+            let now = going(&disk).iter().sum();
+            steps += usize::from(now != last);
+            last = now;
+        }
+        assert!(steps as u64 >= left / STEP, "{left} bytes in {steps} steps");
+        until(&disk, || going(&disk).is_empty()).await;
+        engine.stop().await;
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_topic_that_metadata_no_longer_knows_goes_behind_the_start() {
+    let sim = in_the_midst();
+    let disk = sim.disk();
+    sim.run(async move {
+        let recovery = RecoverySettings::new(Incarnation(2), DIRECTORY_ID);
+        let recovered = recover(&disk, &recovery, &HashMap::new()).await.unwrap();
+        let of_topic = |path: &str| path.starts_with("t-0/");
+        let of_grave = |path: &str| path.starts_with("t-0.") && path.contains("-delete/");
+        assert!(!disk.files().keys().any(|path| of_topic(path)), "its name can be used again");
+        assert!(disk.files().keys().any(|path| of_grave(path)), "{:?}", disk.files().keys());
+        // A start that comes before all is gone knows it again.
+        let again = RecoverySettings::new(Incarnation(3), DIRECTORY_ID);
+        let again = recover(&disk, &again, &HashMap::new()).await.unwrap();
+        assert_eq!(again.graves, recovered.graves);
+        let (engine, _) = start(&disk, in_steps(3), again.journal_files_of(0, 1));
+        engine.bury(again.graves);
+        until(&disk, || !disk.files().keys().any(|path| of_grave(path))).await;
+        engine.stop().await;
+    })
+    .unwrap();
+}
+
+/// Without room for a checkpoint a start cannot serve: what is to be removed has that room.
+#[test]
+fn a_start_on_a_full_disk_removes_at_once() {
+    let sim = in_the_midst();
+    let disk = sim.disk();
+    sim.run(async move {
+        // Somebody else has what was in reserve, and the little that recovery frees otherwise.
+        disk.remove_file("checkpoint/reserve-0.tmp").await.unwrap();
+        disk.set_capacity(disk.allocated() - 2 * config().segment_bytes as u64);
+        let recovery = RecoverySettings::new(Incarnation(2), DIRECTORY_ID);
+        let recovered = recover(&disk, &recovery, &known(1, 1)).await.unwrap();
+        assert_eq!(recovered.partitions[0].offline, None);
+        assert_eq!(recovered.graves, []);
         assert_eq!(going(&disk), []);
     })
     .unwrap();
