@@ -7,7 +7,7 @@ use std::rc::Rc;
 use flumen_core::types::{Incarnation, LeaderEpoch, Offset, PartitionId, ShardId};
 use flumen_storage::sim::{Random, SimDisk};
 use flumen_storage::{
-    CompactionRun, CompactionSettings, Engine, EngineSettings, KnownPartition, PlantedBug, ReadError,
+    CompactionRun, CompactionSettings, Engine, EngineSettings, Grave, KnownPartition, PlantedBug, ReadError,
     ReadOutcome, Recovered, RecoveryError, RecoverySettings, Sink, Slot, recover,
 };
 use flumen_wire::ErrorCode;
@@ -126,9 +126,9 @@ impl Node {
             let engine = node.engine(&partition.id).clone();
             engine.adopt(partition).await.expect("recovery names each partition once");
         }
-        node.engines[0].bury(recovered.graves);
         // Before retention runs: what recovery left is what is checked.
-        node.check_all(corrupted).await;
+        node.check_all(corrupted, &recovered.graves).await;
+        node.engines[0].bury(recovered.graves);
         node.run_loops();
         Ok(node)
     }
@@ -208,7 +208,7 @@ impl Node {
     }
 
     /// Every partition, right after recovery.
-    async fn check_all(&self, corrupted: bool) {
+    async fn check_all(&self, corrupted: bool, graves: &[Grave]) {
         let ids: Vec<PartitionId> = self.shared.model.borrow().partitions.keys().copied().collect();
         for id in ids {
             self.check_one(&id, corrupted).await;
@@ -218,7 +218,15 @@ impl Node {
         for path in self.disk.files().into_keys() {
             let orphan = |name: &String| path.starts_with(name.as_str());
             let stale = model.gone.iter().any(orphan) && !known.iter().any(orphan);
-            assert!(!stale, "{path} belongs to a topic that was deleted before the start");
+            let buried = graves.iter().any(|grave| match grave {
+                Grave::File(file, _) => path == *file,
+                Grave::Directory(directory) => {
+                    path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
+                }
+            });
+            assert!(buried || !stale, "{path} belongs to a topic that was deleted before the start");
+            let is_offline = model.partitions.values().any(|p| p.offline && path.starts_with(&p.directory));
+            assert!(buried || is_offline || !path.ends_with(".deleted"), "{path} is never removed");
         }
         model.gone.clear();
         model.recoveries += 1;
