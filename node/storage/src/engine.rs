@@ -101,6 +101,10 @@ pub(crate) struct State<D: Disk, T> {
     /// Segments that retention gave up, and when they are to be gone.
     pub(crate) removals: VecDeque<Removal>,
     pub(crate) removals_due: Duration,
+    /// Bytes of small files that were removed since the last rest.
+    pub(crate) removed_small: u64,
+    /// Until when space counts as short.
+    pub(crate) space_short_until: Duration,
     /// Why the engine cannot go on, seen outside the commit loop.
     pub(crate) fault: Option<EngineFault>,
     /// What reads found wrong, not fetched yet.
@@ -292,6 +296,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 graves: Vec::new(),
                 removals: VecDeque::new(),
                 removals_due: Duration::ZERO,
+                removed_small: 0,
+                space_short_until: Duration::ZERO,
                 fault: None,
                 read_faults: Vec::new(),
                 metrics: EngineMetrics::default(),

@@ -107,9 +107,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         if self.partition(&id).is_some() {
             return Err(StorageError::Exists);
         }
-        let made = make_directory(&self.disk, id, directory).await;
-        let in_the_way = made.map_err(|error| StorageError::Io(format!("creating {directory}"), error))?;
-        self.bury(in_the_way);
+        let failed = |error| StorageError::Io(format!("creating {directory}"), error);
+        self.bury(clear_the_way(&self.disk, directory).await.map_err(failed)?);
+        make_directory(&self.disk, id, directory).await.map_err(failed)?;
         let mut state = self.state.borrow_mut();
         if state.slot_of(&id).is_some() {
             return Err(StorageError::Exists);
@@ -518,20 +518,23 @@ pub(crate) fn partition_metadata(id: PartitionId) -> String {
     format!("version: 0\ntopic_id: {}\n", id.topic)
 }
 
-/// Makes the directory of a new partition durable. What bears its name already is of an older topic, or of a creation
-/// that a crash cut short: it goes, and is returned.
+/// What bears the name of a new partition is of an older topic, or of a creation that a crash cut short: it is to go.
+pub(crate) async fn clear_the_way<D: Disk>(disk: &D, directory: &str) -> std::io::Result<Option<Grave>> {
+    if disk.list(directory).await.is_err() {
+        return Ok(None);
+    }
+    let grave = buried_directory(directory, &format!("{:x}", disk.monotonic().as_nanos()));
+    disk.rename(directory, &grave).await?;
+    disk.sync_directory("").await?;
+    Ok(Some(Grave::Directory(grave)))
+}
+
+/// Makes the directory of a new partition durable.
 pub(crate) async fn make_directory<D: Disk>(
     disk: &D,
     id: PartitionId,
     directory: &str,
-) -> std::io::Result<Option<Grave>> {
-    let mut in_the_way = None;
-    if disk.list(directory).await.is_ok() {
-        let grave = buried_directory(directory, &format!("{:x}", disk.monotonic().as_nanos()));
-        disk.rename(directory, &grave).await?;
-        disk.sync_directory("").await?;
-        in_the_way = Some(Grave::Directory(grave));
-    }
+) -> std::io::Result<()> {
     disk.create_directory(directory).await?;
     // Under its name it is whole: recovery tells half a creation from damage by that.
     let metadata = format!("{directory}/partition.metadata");
@@ -541,6 +544,5 @@ pub(crate) async fn make_directory<D: Disk>(
     let path = format!("{}.log", segment_path(directory, Offset(0)));
     disk.open(&path, OpenMode { create_new: true, write: true, synchronous: false }).await?;
     disk.sync_directory(directory).await?;
-    disk.sync_directory("").await?;
-    Ok(in_the_way)
+    disk.sync_directory("").await
 }

@@ -789,7 +789,9 @@ impl<D: Disk, T> Partition<D, T> {
 
     /// Segments wholly below the durable log start, closed; the log forgets them.
     fn take_deletable(&mut self, early: bool) -> Vec<Segment> {
-        if self.offline.is_some() || self.held.is_some() || !self.compaction.may_drop_segments() {
+        // A partition that is being deleted goes as a whole, and waits for none of this.
+        let busy = self.held.is_some() || !self.compaction.may_drop_segments();
+        if self.offline.is_some() || self.deleting || busy {
             return Vec::new();
         }
         let segments = self.log.segments();

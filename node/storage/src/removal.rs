@@ -1,5 +1,5 @@
-//! Removal of segments that retention gave up, of directories of deleted partitions, and of what an earlier life left of
-//! either: file by file, and little by little.
+//! Removal of segments that retention gave up, of directories of deleted partitions, and of what recovery found to be
+//! removed: file by file, and little by little.
 //!
 //! A file system may tell its device of space that is free again (ext4 and XFS mounted with `discard`) in the very commit
 //! that the syncs of everybody wait for. Gigabytes at once, which is what retention finds every five minutes, then hold
@@ -11,8 +11,9 @@
 //!   X.log ── rename ──> X.log.deleted ── truncate, sync, rest ──(until it is empty)──> removed
 //! ```
 //!
-//! Invariants: what is removed lies below a durable log start, or in a directory that nobody knows; rests are so short that
-//! what one look of retention gave up is gone before the next; where space is short, or somebody waits for it, there are none.
+//! Invariants: a name that says a file is to go is never given to one that counts; rests are so short that the segments
+//! that wait are gone within half of retention's interval; there are none where this shard ran out of space, nor for a
+//! segment that a partition's deletion waits for.
 
 use std::cmp::min;
 use std::pin::pin;
@@ -28,6 +29,10 @@ use crate::segment::INDEX_EXTENSIONS;
 /// A rest for each such time that a step has taken, and the longest.
 const RESTS: u32 = 3;
 const REST_MAX: Duration = Duration::from_millis(500);
+/// Files below this part of a step are removed as they are, until together they come to it.
+const SMALL: u64 = 32;
+/// How long space counts as short after it ran out.
+const SHORT_FOR: Duration = Duration::from_secs(5);
 
 /// What nobody needs, under a name that says so to every start. Whoever finds it may remove it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,12 +61,16 @@ pub(crate) struct Removal {
     pub(crate) bytes: u64,
 }
 
-/// Name of a segment's file once it is to go.
+/// What a file's name ends with once it is to go.
+pub(crate) const BURIED: &str = ".deleted";
+
+/// Name of a file once it is to go.
 pub(crate) fn buried_file(path: &str) -> String {
-    format!("{path}.deleted")
+    format!("{path}{BURIED}")
 }
 
-/// Name of a partition's directory once it is to go: at most 255 bytes, as file systems have it. Of a long topic's name the end stays, and with it the partition's number.
+/// Name of a partition's directory once it is to go: at most 255 bytes, as file systems have it. Of a long topic's name the
+/// end stays, and with it the partition's number.
 pub(crate) fn buried_directory(directory: &str, unique: &str) -> String {
     const NAME_BYTES_MAX: usize = 255;
     let room = NAME_BYTES_MAX - (unique.len() + ".-delete".len());
@@ -126,7 +135,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             Grave::File(path, bytes) => self.give_back(path, *bytes, slot).await,
             Grave::Directory(directory) => {
                 for entry in self.disk.list(directory).await.unwrap_or_default() {
-                    self.give_back(&format!("{directory}/{}", entry.name), entry.len, slot).await;
+                    let path = format!("{directory}/{}", entry.name);
+                    self.give_back(&path, entry.len, slot).await;
+                    self.disk.remove_file(&path).await.ok();
                 }
             }
         }
@@ -136,39 +147,53 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     /// Empties a file little by little. A failure costs no more than that the rest goes at once.
     async fn give_back(&self, path: &str, bytes: u64, slot: Option<Slot>) {
         let step = self.settings.removal_step_bytes;
-        if bytes < step / 32 || self.is_awaited(slot) {
+        {
+            let mut state = self.state.borrow_mut();
+            state.removed_small += bytes;
+            if state.removed_small < step / SMALL {
+                return;
+            }
+            state.removed_small = 0;
+        }
+        if self.is_urgent(slot) {
             return;
         }
         let mode = OpenMode { write: true, ..OpenMode::default() };
         let Ok(file) = self.disk.open(path, mode).await else { return };
         let mut left = bytes;
-        while left > 0 && !self.is_awaited(slot) {
+        while left > 0 && !self.is_urgent(slot) {
             left = left.saturating_sub(step);
             let began = self.disk.monotonic();
             if file.truncate(left).await.is_err() || file.sync().await.is_err() {
                 return;
             }
             let took = self.disk.monotonic().saturating_sub(began);
-            self.disk.sleep(min(took * RESTS, self.rest_max(left))).await;
+            self.disk.sleep(min(took * RESTS, self.rest_max(left, slot))).await;
         }
     }
 
-    /// The longest rest with which all is gone in time, where `left` is what the segment in hand has yet.
-    fn rest_max(&self, left: u64) -> Duration {
+    /// The longest rest with which all segments are gone in time, where `left` is what the file in hand has yet.
+    fn rest_max(&self, left: u64, slot: Option<Slot>) -> Duration {
         let state = self.state.borrow();
         let queued: u64 = state.removals.iter().map(|removal| removal.bytes).sum();
-        if queued == 0 {
+        let waiting = queued + if slot.is_some() { left } else { 0 };
+        if waiting == 0 {
             return REST_MAX;
         }
-        let steps = (queued + left).div_ceil(self.settings.removal_step_bytes).try_into().unwrap_or(u32::MAX);
+        let steps = waiting.div_ceil(self.settings.removal_step_bytes).try_into().unwrap_or(u32::MAX);
         min(REST_MAX, state.removals_due.saturating_sub(self.disk.monotonic()) / steps)
     }
 
-    /// Whether somebody waits for the space, or for the partition to be gone.
-    fn is_awaited(&self, slot: Option<Slot>) -> bool {
+    /// Whether space is short, or somebody waits for the partition to be gone.
+    fn is_urgent(&self, slot: Option<Slot>) -> bool {
         let state = self.state.borrow();
         let is_deleted = |slot| state.get(slot).is_none_or(|partition| partition.deleting);
-        let is_held = |slot: &Slot| state.get(*slot).is_some_and(|partition| partition.held.is_some());
-        slot.is_some_and(is_deleted) || state.journal.disk_full || state.slots().iter().any(is_held)
+        let is_short = state.journal.disk_full || self.disk.monotonic() < state.space_short_until;
+        is_short || slot.is_some_and(is_deleted)
+    }
+
+    /// A partition got no space.
+    pub(crate) fn space_ran_out(&self) {
+        self.state.borrow_mut().space_short_until = self.disk.monotonic() + SHORT_FOR;
     }
 }

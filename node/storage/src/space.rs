@@ -165,6 +165,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             self.segment_fault(slot, base, "open or allocation", error);
             return;
         }
+        self.space_ran_out();
         let gone = self.take_back(slot);
         for path in gone {
             self.reader.forget(&path);

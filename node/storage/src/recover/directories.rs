@@ -16,9 +16,9 @@ use super::{KnownPartition, Recovery, RecoveryError, failed};
 use crate::compact::parse_swap_name;
 use crate::disk::{BLOCK, Buffer, DirectoryEntry, Disk, File, OpenMode};
 use crate::engine::planted;
-use crate::lifecycle::{make_directory, partition_metadata};
+use crate::lifecycle::{clear_the_way, make_directory, partition_metadata};
 use crate::partition::segment_path;
-use crate::removal::{Grave, buried_directory, buried_file};
+use crate::removal::{BURIED, Grave, buried_directory, buried_file};
 use crate::segment::{INDEX_EXTENSIONS, PARTIAL_INDEX};
 
 /// Longest `partition.metadata`.
@@ -65,9 +65,15 @@ impl<D: Disk> Recovery<'_, D> {
             }
             if !is_own {
                 // Nothing was acknowledged before the directory was durable: it is another topic's, or half made.
-                match make_directory(self.disk, id, &directory).await {
-                    Ok(in_the_way) => self.graves.extend(in_the_way),
-                    Err(error) => self.offline(id, format!("{directory}: {error}"), None),
+                let made = match clear_the_way(self.disk, &directory).await {
+                    Ok(in_the_way) => {
+                        self.graves.extend(in_the_way);
+                        make_directory(self.disk, id, &directory).await
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = made {
+                    self.offline(id, format!("{directory}: {error}"), None);
                 }
             }
         }
@@ -151,7 +157,9 @@ impl<D: Disk> Recovery<'_, D> {
             if name.ends_with("-delete") {
                 self.graves.push(Grave::Directory(entry.name));
             } else if partition {
-                let buried = buried_directory(name, &format!("{:x}", self.settings.incarnation.0));
+                // Of two long names the same may be kept.
+                let unique = format!("{:x}-{:x}", self.settings.incarnation.0, self.graves.len());
+                let buried = buried_directory(name, &unique);
                 self.disk.rename(name, &buried).await.map_err(failed(name))?;
                 self.graves.push(Grave::Directory(buried));
             } else {
@@ -183,13 +191,14 @@ impl Replay {
     }
 }
 
-/// Compacted segments that the checkpoint counts on take their places; others, which it does not know, are removed: then
+/// Compacted segments that the checkpoint counts on take their places; others, which it does not know, are to go: then
 /// all is there that they would have replaced. Returns the base offsets of the former.
 async fn finish_swaps<D: Disk>(
     disk: &D,
     replay: &Replay,
     entries: &[DirectoryEntry],
     discards: bool,
+    graves: &mut Vec<Grave>,
 ) -> Result<HashSet<Offset>, (String, io::Error)> {
     let directory = replay.known.directory.as_str();
     let segments = replay.log.segments();
@@ -201,7 +210,7 @@ async fn finish_swaps<D: Disk>(
             .windows(2)
             .any(|pair| (pair[0].base_offset, pair[1].base_offset, pair[0].size) == (base, end, entry.len));
         if !counted_on || discards {
-            disk.remove_file(&swap).await.map_err(|error| (swap, error))?;
+            graves.push(bury(disk, &swap, entry.len).await.map_err(|error| (swap, error))?);
             continue;
         }
         let path = segment_path(directory, base);
@@ -215,6 +224,13 @@ async fn finish_swaps<D: Disk>(
     Ok(finished)
 }
 
+/// Gives a file a name that says it is to go.
+async fn bury<D: Disk>(disk: &D, path: &str, bytes: u64) -> io::Result<Grave> {
+    let buried = buried_file(path);
+    disk.rename(path, &buried).await?;
+    Ok(Grave::File(buried, bytes))
+}
+
 /// Brings one directory into the state that the log says.
 async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Settled, String> {
     let directory = replay.known.directory.as_str();
@@ -222,12 +238,17 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
     let entries = disk.list(directory).await.map_err(|error| in_words(directory, error))?;
     let mut settled = Settled::default();
     let segments = replay.log.segments();
-    let mut seen = finish_swaps(disk, replay, &entries, discards).await.map_err(|(p, e)| in_words(&p, e))?;
-    settled.changed |= !seen.is_empty();
+    let mut seen = finish_swaps(disk, replay, &entries, discards, &mut settled.graves)
+        .await
+        .map_err(|(path, error)| in_words(&path, error))?;
+    settled.changed |= !seen.is_empty() || !settled.graves.is_empty();
     for entry in &entries {
         let path = format!("{directory}/{}", entry.name);
         let Some((base, extension)) = parse_file_name(&entry.name) else { continue };
-        let log = format!("{}.log", segment_path(directory, base));
+        if extension.ends_with(BURIED) {
+            settled.graves.push(Grave::File(path, entry.len));
+            continue;
+        }
         if seen.contains(&base) && extension == "log" {
             // What a compacted segment has replaced.
             continue;
@@ -235,21 +256,11 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
         if parse_swap_name(&entry.name).is_some() {
             continue;
         }
-        if extension == "cleaned" {
-            disk.remove_file(&path).await.map_err(|error| in_words(&path, error))?;
-            settled.changed = true;
-            continue;
-        }
         let segment = segments.iter().find(|segment| segment.base_offset == base);
-        if path == buried_file(&log) {
-            settled.graves.push(Grave::File(path, entry.len));
-            continue;
-        }
-        if path == log && segment.is_none() {
-            let buried = buried_file(&log);
-            disk.rename(&log, &buried).await.map_err(|error| in_words(&log, error))?;
+        if extension == "cleaned" || (extension == "log" && segment.is_none()) {
+            let buried = bury(disk, &path, entry.len).await;
+            settled.graves.push(buried.map_err(|error| in_words(&path, error))?);
             settled.changed = true;
-            settled.graves.push(Grave::File(buried, entry.len));
             continue;
         }
         // What is kept of the index of an active segment speaks of what a checkpoint covers, unless that was cut.

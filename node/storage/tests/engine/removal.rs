@@ -10,22 +10,35 @@ fn in_steps(incarnation: u64) -> EngineSettings {
     EngineSettings { removal_step_bytes: STEP, retention_interval: LOOK, ..settings(incarnation, 0, 1) }
 }
 
-/// A partition of which retention is to leave next to nothing, in several segments, in a life with these settings.
-async fn filled(disk: &SimDisk, settings: EngineSettings) -> (TestEngine, Slot) {
+/// A first life with these settings, and a partition of several segments.
+async fn filled(disk: &SimDisk, settings: EngineSettings) -> (TestEngine, TestSink, Slot) {
     recover(disk, &RecoverySettings::new(Incarnation(1), DIRECTORY_ID), &HashMap::new()).await.unwrap();
     let (engine, sink) = start(disk, settings, Vec::new());
     engine.prepare().await;
-    let slot = engine.create_partition(id(0), "t-0", config(), LeaderEpoch(1)).await.unwrap();
+    let slot = fill(disk, &engine, &sink, 0).await;
+    (engine, sink, slot)
+}
+
+/// Makes a partition of several segments.
+async fn fill(disk: &SimDisk, engine: &TestEngine, sink: &TestSink, partition: i32) -> Slot {
+    let directory = format!("t-{partition}");
+    let slot = engine.create_partition(id(partition), &directory, config(), LeaderEpoch(1)).await.unwrap();
     for tag in 0..60 {
+        let settled = sink.0.borrow().answers.len();
         let (bytes, header) = batch(tag, 1, 4000);
         while let Err((_, error)) = engine.append(slot, 0, bytes.clone(), &header, tag) {
             assert!(matches!(error, AppendError::Full), "{error:?}");
             disk.sleep(Duration::from_millis(1)).await;
         }
-        until_settled(disk, &sink, tag as usize + 1).await;
+        until_settled(disk, sink, settled + 1).await;
     }
+    slot
+}
+
+/// Has retention leave next to nothing of a partition, and returns when it is at it.
+async fn begin(disk: &SimDisk, engine: &TestEngine, slot: Slot) {
     engine.set_config(slot, LogConfig { retention_bytes: 1, ..config() });
-    (engine, slot)
+    until(disk, || going(disk).iter().any(|length| *length > 0)).await;
 }
 
 /// Lengths of the segments that have gone, and are not gone.
@@ -54,21 +67,31 @@ async fn until(disk: &SimDisk, holds: impl Fn() -> bool) {
 #[test]
 fn space_is_given_back_in_steps_and_before_the_next_look() {
     run(async |disk| {
-        let (engine, slot) = filled(&disk, in_steps(1)).await;
-        until(&disk, || !going(&disk).is_empty()).await;
+        let (engine, _, slot) = filled(&disk, in_steps(1)).await;
+        begin(&disk, &engine, slot).await;
         let began = disk.monotonic();
         let mut seen: Vec<u64> = Vec::new();
+        let mut fresh = 1;
         // One that has records is kept, and the one that is written to.
-        while segments(&disk) > 2 || !going(&disk).is_empty() {
+        while segments(&disk) > 1 + fresh || !going(&disk).is_empty() {
             assert!(disk.monotonic() < began + LOOK / 2, "{:?}", disk.files().keys());
             let lengths = going(&disk);
             assert!(lengths.len() <= 1, "one at a time");
-            seen.extend(lengths.first());
-            seen.dedup();
+            if lengths != seen.last().copied().into_iter().collect::<Vec<_>>() {
+                seen.extend(lengths.first());
+            }
+            if fresh < 20 {
+                // Its batch waits for its first space, which is no reason for haste.
+                let directory = format!("t-{fresh}");
+                let made = engine.create_partition(id(fresh as i32), &directory, config(), LeaderEpoch(1));
+                let (bytes, header) = batch(100, 1, 100);
+                engine.append(made.await.unwrap(), 0, bytes, &header, 100).unwrap();
+                fresh += 1;
+            }
             disk.sleep(Duration::from_micros(50)).await;
         }
         let steps = seen.windows(2).filter(|pair| pair[0].saturating_sub(pair[1]) == STEP).count();
-        assert!(steps >= 20, "{seen:?}");
+        assert!(steps >= 30, "{steps} steps: {seen:?}");
         assert!(engine.offsets(slot).unwrap().log_start > Offset(40));
         engine.stop().await;
     });
@@ -79,8 +102,8 @@ fn a_deletion_does_not_wait_for_the_steps() {
     run(async |disk| {
         let slow = EngineSettings { removal_step_bytes: 1, ..settings(1, 0, 1) };
         let slow = EngineSettings { retention_interval: LOOK, ..slow };
-        let (engine, _) = filled(&disk, slow).await;
-        until(&disk, || !going(&disk).is_empty()).await;
+        let (engine, _, slot) = filled(&disk, slow).await;
+        begin(&disk, &engine, slot).await;
         let began = disk.monotonic();
         engine.delete_partition(&id(0)).await.unwrap();
         let took = disk.monotonic() - began;
@@ -89,12 +112,34 @@ fn a_deletion_does_not_wait_for_the_steps() {
     });
 }
 
+#[test]
+fn a_deletion_waits_for_no_segments_of_others() {
+    run(async |disk| {
+        let slow = EngineSettings { removal_step_bytes: 64, ..settings(1, 0, 1) };
+        let slow = EngineSettings { retention_interval: Duration::from_secs(600), ..slow };
+        let (engine, sink, slot) = filled(&disk, slow).await;
+        let other = fill(&disk, &engine, &sink, 1).await;
+        engine.delete_records(slot, Offset(50), 1000).unwrap();
+        until(&disk, || going(&disk).iter().any(|length| *length > 0)).await;
+        // Its segments wait behind those of the first.
+        let before = engine.metrics().segments_deleted;
+        engine.delete_records(other, Offset(50), 1001).unwrap();
+        until(&disk, || engine.metrics().segments_deleted > before).await;
+        let began = disk.monotonic();
+        engine.delete_partition(&id(1)).await.unwrap();
+        let took = disk.monotonic() - began;
+        assert!(!going(&disk).is_empty(), "the first is not done");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        engine.stop().await;
+    });
+}
+
 /// Ends a life whose retention is in the midst of a segment, and has others before it; returns what is there after a crash.
 fn in_the_midst() -> Sim {
     let settings = in_steps(1);
     let sim = run(async |disk| {
-        let (engine, _) = filled(&disk, settings).await;
-        until(&disk, || going(&disk).iter().any(|length| *length > 0)).await;
+        let (engine, _, slot) = filled(&disk, settings).await;
+        begin(&disk, &engine, slot).await;
         drop(engine);
     });
     sim.crash(Crash::Process)
