@@ -189,6 +189,11 @@ class Broker:
                 return int(line.split()[1]) * 1024
         raise BrokerFailed(f"{self.name} has no VmRSS: it is gone\n{self.log_tail()}")
 
+    def files(self) -> int:
+        """How many files and connections it has open."""
+        assert self.process is not None, "not running"
+        return len(list(pathlib.Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
     def _proc(self, name: str) -> str:
         assert self.process is not None, "not running"
         return pathlib.Path(f"/proc/{self.process.pid}/{name}").read_text()

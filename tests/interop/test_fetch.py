@@ -101,6 +101,15 @@ def test_does_not_wait_for_what_its_limits_keep_out(broker, topic):
         assert len(read[2]) == 4 * len(BATCH)
 
 
+def test_no_limit_keeps_the_first_batch_out(broker, topic):
+    """Whoever allows less than a batch gets one all the same, or would never get on."""
+    with wire.Connection(broker.port) as connection:
+        wire.create_served_topic(connection, topic, 1)
+        append(connection, topic, 0, 2)
+        for limit in (1, 0):
+            assert len(wire.fetch(connection, topic, 0, partition_max_bytes=limit)[2]) == len(BATCH)
+
+
 def test_a_partition_that_is_named_twice_is_read_once(broker, topic):
     """The last word counts."""
     with wire.Connection(broker.port) as connection:

@@ -286,6 +286,55 @@ def test_many_commits_for_what_does_not_exist(broker, connection, group):
     assert groups.committed(connection, group)[1] == {}
 
 
+@pytest.mark.flumen_only  # The reference makes all of it, and is out of heap.
+def test_an_answer_that_nobody_would_take(broker, connection, group, made):
+    """Few bytes that ask for 400 MiB: the same offset, named very often. The connection is closed."""
+    assert groups.commit(connection, group, {(made, 0): 1}, metadata="m" * 4096) == {(made, 0): wire.NONE}
+    with brokers.undisturbed(broker, growth_max=128 * MIB), wire.Connection(broker.port) as other:
+        with pytest.raises(wire.Closed):
+            groups.committed(other, group, made, [0] * 100_000)
+    assert groups.committed(connection, group, made, [0, 0])[1][made, 0][0] == 1
+
+
+def test_an_offset_is_deleted_once(broker, connection, group, made):
+    """However often it is named: each deletion would be a record with the group's name."""
+    long = group + "x" * 30_000
+    assert groups.commit(connection, long, {(made, 0): 1}) == {(made, 0): wire.NONE}
+    partitions = bytes(4) * 300_000
+    listed = struct.pack(">i", 300_000) + partitions
+    body = wire.string(long) + wire.array([wire.string(made) + listed])
+    with brokers.undisturbed(broker, growth_max=256 * MIB):
+        assert connection.call(groups.OFFSET_DELETE, 0, body).take("h") == wire.NONE
+    assert groups.committed(connection, long)[1] == {}
+
+
+@pytest.mark.flumen_only  # The reference describes as many as are named.
+def test_more_groups_than_there_can_be(broker, connection, group):
+    with brokers.undisturbed(broker, growth_max=128 * MIB), wire.Connection(broker.port) as other:
+        other.send(groups.DESCRIBE_GROUPS, 4, struct.pack(">i", 1_000_000) + b"\0\0" * 1_000_000 + b"\0")
+        assert other.closed_by_peer()
+    named = wire.array([wire.string(f"{group}-{n}") for n in range(5000)])
+    answer = connection.call(groups.DESCRIBE_GROUPS, 4, named + b"\0")
+    answer.take("i")
+    assert answer.take("i") == 5000
+
+
+def test_members_that_leave_while_they_wait(broker, connection, group):
+    """Who has closed its connection has none, though its join waits for a member that does not come."""
+    first = settled(connection, group, session_ms=30_000, rebalance_ms=30_000)
+    before = broker.files()
+    for _ in range(100):
+        with wire.Connection(broker.port) as one:
+            given = groups.join(one, group, session_ms=30_000, rebalance_ms=30_000)
+            assert given.code == groups.MEMBER_ID_REQUIRED
+            one.send(groups.JOIN_GROUP, 5, groups.join_body(group, given.member, session_ms=30_000, rebalance_ms=30_000))
+    deadline = time.monotonic() + 10
+    while broker.files() > before + 20:
+        assert time.monotonic() < deadline, f"{broker.files()} files, {before} before"
+        time.sleep(0.05)
+    assert groups.heartbeat(connection, group, first.generation, first.member) == groups.REBALANCE_IN_PROGRESS
+
+
 def test_join_storm(broker, connection, group):
     """500 at once: all get into one generation, one of them leads, each has what it was given."""
     with brokers.undisturbed(broker), swarm.Swarm(broker.port, "any", 1000, heartbeat_s=0.5) as crowd:

@@ -496,6 +496,23 @@ def test_clients_that_never_read(own_broker):
         assert during < 1600 * MIB
 
 
+@pytest.mark.flumen_only  # The reference takes one request at a time.
+def test_large_requests_behind_one_that_waits(own_broker):
+    """They are not taken while their turn does not come: 2 GB behind a fetch that waits for ever."""
+    broker = own_broker()
+    with wire.Connection(broker.port) as connection:
+        wire.create_served_topic(connection, "waits", timeout_s=10)
+        with undisturbed(broker, 256 * MIB), wire.Connection(broker.port, timeout_s=3) as one:
+            one.send(wire.FETCH, 4, wire.fetch_body("waits", [(0, 0)], max_wait_ms=2**31 - 1, min_bytes=1))
+            with pytest.raises(TimeoutError):
+                for _ in range(100):
+                    one.send(METADATA, 1, struct.pack(">i", 0) + bytes(20 * MIB))
+            assert broker.rss_bytes() < 384 * MIB
+
+
+METADATA = 3
+
+
 class Grown(Exception):
     """The broker has more memory than it may have."""
 

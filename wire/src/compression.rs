@@ -37,6 +37,20 @@ pub enum CompressionError {
 }
 
 impl Compression {
+    /// How many bytes may come out of so many at most, as the formats have it: a back reference of DEFLATE is of up to 258
+    /// bytes in two bits, one of Snappy of 64 in three bytes; each byte of an LZ4 length is 255; a block of Zstandard that repeats
+    /// one byte takes four and is of up to 128 KiB.
+    pub const fn opened_bytes_max(self, bytes: usize) -> usize {
+        let ratio = match self {
+            Compression::None => 1,
+            Compression::Gzip => 1_032,
+            Compression::Snappy => 22,
+            Compression::Lz4 => 255,
+            Compression::Zstd => 32 << 10,
+        };
+        bytes.saturating_mul(ratio)
+    }
+
     /// All of them, in the order of their numbers.
     pub const ALL: [Compression; 5] =
         [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];

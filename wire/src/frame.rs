@@ -183,14 +183,31 @@ impl Sink for Around<'_> {
 }
 
 /// Appends a whole response frame, prefix included. What is spliced in counts in the prefix, and the writer holds
-/// the cuts.
+/// the cuts. Of what a peer can make long, see [`encode_response_within`].
 pub fn encode_response<M: Message>(writer: &mut Writer, correlation_id: i32, version: i16, body: &M) {
+    let encoded = encode_response_within(writer, i32::MAX as usize, correlation_id, version, body);
+    encoded.unwrap_or_else(|len| panic!("a frame of {len} bytes does not fit the protocol"));
+}
+
+/// As [`encode_response`], unless the frame would be longer than `len_max` bytes: then nothing is written, and the error is
+/// how long it would be.
+pub fn encode_response_within<M: Message>(
+    writer: &mut Writer,
+    len_max: usize,
+    correlation_id: i32,
+    version: i16,
+    body: &M,
+) -> Result<(), usize> {
     let mut size = Counter::default();
     write_response_header(&mut size, M::KEY, version, correlation_id);
     body.write(&mut size, version);
+    if size.len() > len_max {
+        return Err(size.len());
+    }
     begin_frame(writer, size);
     write_response_header(writer, M::KEY, version, correlation_id);
     body.write(writer, version);
+    Ok(())
 }
 
 /// Takes a response's header off a frame: its correlation id.

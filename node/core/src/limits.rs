@@ -86,7 +86,7 @@ pub const OFFSETS_PER_COORDINATOR_MAX: usize = 1 << 20;
 /// Most members of one group, those included that were only given an id, whatever `group.max.size` says.
 pub const GROUP_MEMBERS_MAX: usize = 10_000;
 /// What the members of one group may say to its protocols, and what they may be assigned, in bytes of each.
-pub const GROUP_MEMBERS_BYTES_MAX: usize = 16 << 20;
+pub const GROUP_MEMBERS_BYTES_MAX: usize = 8 << 20;
 /// Longest id of a group, a member, a client or a static member; all of them are kept.
 pub const GROUP_NAME_BYTES_MAX: usize = 32_767;
 /// Records of a coordinator that wait for the log at most: past it, requests wait.

@@ -10,9 +10,9 @@ use flumen_wire::messages::consumer_group_describe_request::ConsumerGroupDescrib
 use flumen_wire::messages::consumer_group_describe_response::{
     Assignment, ConsumerGroupDescribeResponse, DescribedGroup, Member, TopicPartitions,
 };
-use futures_util::future::join_all;
 
 use super::authorized_operations as operations;
+use super::group::each;
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -32,7 +32,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             coordinator.handle(cx, &Caller::default(), described, token);
         })
     });
-    let answers = join_all(asked).await;
+    let answers = each(asked).await?;
     let image = shard.image();
     let authorized_operations = operations::when_asked(body.include_authorized_operations, operations::GROUP);
     let groups = body.group_ids.iter().zip(&answers).map(|(group_id, answer)| {
@@ -49,7 +49,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         DescribedGroup { group_id, authorized_operations, ..group }
     });
     let groups = groups.collect();
-    Ok(request.respond(&ConsumerGroupDescribeResponse { groups, ..Default::default() }))
+    Ok(request.respond(&ConsumerGroupDescribeResponse { groups, ..Default::default() })?)
 }
 
 fn described<'a>(group: &'a Described, image: &'a Image, version: i16) -> DescribedGroup<'a> {

@@ -5,9 +5,8 @@ use std::rc::Rc;
 use flumen_core::coordinator::{Caller, Context, Coordinator, Request as GroupRequest, Token};
 use flumen_wire::messages::delete_groups_request::DeleteGroupsRequest;
 use flumen_wire::messages::delete_groups_response::{DeletableGroupResult, DeleteGroupsResponse};
-use futures_util::future::join_all;
 
-use super::group::code;
+use super::group::{code, each};
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -20,12 +19,12 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             coordinator.handle(cx, &Caller::default(), GroupRequest::DeleteGroup(&id), token);
         })
     });
-    let answers = join_all(asked).await;
+    let answers = each(asked).await?;
     let results = body
         .groups_names
         .iter()
         .zip(&answers)
         .map(|(group_id, answer)| DeletableGroupResult { group_id, error_code: code(answer).code() });
     let results = results.collect();
-    Ok(request.respond(&DeleteGroupsResponse { results, ..DeleteGroupsResponse::default() }))
+    Ok(request.respond(&DeleteGroupsResponse { results, ..DeleteGroupsResponse::default() })?)
 }

@@ -8,9 +8,9 @@ use flumen_wire::messages::describe_groups_request::DescribeGroupsRequest;
 use flumen_wire::messages::describe_groups_response::{
     DescribeGroupsResponse, DescribedGroup, DescribedGroupMember,
 };
-use futures_util::future::join_all;
 
 use super::authorized_operations as operations;
+use super::group::each;
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -36,7 +36,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             shard.coordinate(&group_id, call).await
         }
     });
-    let answers = join_all(asked).await;
+    let answers = each(asked).await?;
     let operations = operations::when_asked(body.include_authorized_operations, operations::GROUP);
     let groups = body.groups.iter().zip(&answers).map(|(group_id, answer)| {
         let group = match answer {
@@ -48,7 +48,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         DescribedGroup { group_id, authorized_operations: operations, ..group }
     });
     let groups = groups.collect();
-    Ok(request.respond(&DescribeGroupsResponse { groups, ..DescribeGroupsResponse::default() }))
+    Ok(request.respond(&DescribeGroupsResponse { groups, ..DescribeGroupsResponse::default() })?)
 }
 
 fn not_found(text: &str, version: i16) -> DescribedGroup<'_> {

@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_core::fetch::{FetchContext, FetchParams, Finished, Outcome, SessionRequest, TopicKey, Wanted};
+use flumen_core::limits::TOPIC_NAME_BYTES_MAX;
 use flumen_core::metadata::Image;
 use flumen_core::types::{Offset, PartitionId, ShardId, TopicId};
 use flumen_wire::ErrorCode;
-use flumen_wire::codec::{Records, Writer};
-use flumen_wire::frame::encode_response;
+use flumen_wire::codec::Records;
 use flumen_wire::messages::fetch_request::FetchRequest;
 use flumen_wire::messages::fetch_response::{
     EpochEndOffset, FetchResponse, FetchableTopicResponse, PartitionData,
@@ -53,32 +53,43 @@ struct Fetch {
 }
 
 pub(super) async fn handle(shard: &Rc<Shard>, mut request: Request) -> Result<Response, Refusal> {
-    let (fetch, context) = match begin(shard, &request)? {
-        Ok(begun) => begun,
-        Err(error) => return Ok(refuse(&request, error)),
-    };
-    request.release_frame();
+    // Few bytes may ask for all of a session: of these a connection has one at a time.
     if let Some(place) = request.place {
         request.connection.turn(place).await;
     }
     if request.connection.is_closed() {
         // Nothing is read for nobody.
-        return Ok(refuse(&request, ErrorCode::NetworkException));
+        return refuse(&request, ErrorCode::NetworkException);
     }
+    let (fetch, context) = match begin(shard, &request)? {
+        Ok(begun) => begun,
+        Err(error) => return refuse(&request, error),
+    };
+    request.release_frame();
     let reads = gather(shard, &request, &fetch).await;
     let outcomes: Vec<Outcome> = reads.iter().map(outcome).collect();
     let fresh_id = shard.random(|rng| rng.i32(1..));
     let finished =
         shard.sessions.borrow_mut().finish(uptime_ms(), context, fresh_id, &fetch.wanted, &outcomes);
-    Ok(match finished {
+    match finished {
         Ok(finished) => respond(&request, &fetch, reads, &finished),
         Err(error) => refuse(&request, error),
-    })
+    }
+}
+
+/// Whether no topic can have this name.
+fn is_too_long(name: &str) -> bool {
+    name.len() > TOPIC_NAME_BYTES_MAX
 }
 
 /// Decodes the request and asks its session what is to be read. The inner error is the answer to all of it.
 fn begin(shard: &Shard, request: &Request) -> Result<Result<(Fetch, FetchContext), ErrorCode>, Refusal> {
     let body: FetchRequest<'_> = request.body()?;
+    let named = body.topics.iter().map(|topic| topic.topic);
+    if named.chain(body.forgotten_topics_data.iter().map(|topic| topic.topic)).any(is_too_long) {
+        // No topic bears it, and sessions keep names.
+        return Ok(Err(ErrorCode::InvalidTopicException));
+    }
     let by_id = request.version >= TOPIC_ID_VERSION;
     let key =
         |name: &str, id| if by_id { TopicKey::Id(TopicId(id)) } else { TopicKey::Name(Arc::from(name)) };
@@ -310,11 +321,16 @@ fn trim(reads: &mut [Read], bytes_max: usize) {
 }
 
 /// The answer to all of a request that its session refuses.
-fn refuse(request: &Request, error: ErrorCode) -> Response {
-    request.respond(&FetchResponse { error_code: error.code(), ..FetchResponse::default() })
+fn refuse(request: &Request, error: ErrorCode) -> Result<Response, Refusal> {
+    Ok(request.respond(&FetchResponse { error_code: error.code(), ..FetchResponse::default() })?)
 }
 
-fn respond(request: &Request, fetch: &Fetch, reads: Vec<Read>, finished: &Finished) -> Response {
+fn respond(
+    request: &Request,
+    fetch: &Fetch,
+    reads: Vec<Read>,
+    finished: &Finished,
+) -> Result<Response, Refusal> {
     let mut payloads = Vec::new();
     let mut responses: Vec<FetchableTopicResponse<'_>> = Vec::new();
     let mut last: Option<&TopicKey> = None;
@@ -335,9 +351,7 @@ fn respond(request: &Request, fetch: &Fetch, reads: Vec<Read>, finished: &Finish
         topic.partitions.push(partition_data(wanted.partition, read, &mut payloads));
     }
     let body = FetchResponse { session_id: finished.session_id, responses, ..FetchResponse::default() };
-    let mut writer = Writer::new();
-    encode_response(&mut writer, request.correlation_id, request.version, &body);
-    Response::spliced(writer, payloads)
+    Ok(Response::spliced(request.encode(&body)?, payloads))
 }
 
 fn partition_data<'a>(

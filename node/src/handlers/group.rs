@@ -2,8 +2,14 @@
 
 use flumen_core::coordinator::{Answer, Caller};
 use flumen_wire::ErrorCode;
+use futures_util::stream::{self, StreamExt};
 
-use super::Request;
+use super::{Refusal, Request};
+
+/// Most groups that one request may name.
+const GROUPS_PER_REQUEST_MAX: usize = 100_000;
+/// Of how many groups of one request the coordinators are asked at once.
+const GROUPS_AT_ONCE: usize = 64;
 
 /// Who asks, on its way to the coordinator's shard.
 pub(super) struct Who {
@@ -25,6 +31,18 @@ impl Who {
     pub(super) fn caller(&self) -> Caller<'_> {
         Caller { client_id: &self.client_id, client_host: &self.client_host, version: self.version }
     }
+}
+
+/// What comes of asking for each group that a request names, in their order: few at a time.
+pub(super) async fn each<F: Future>(
+    asked: impl ExactSizeIterator<Item = F>,
+) -> Result<Vec<F::Output>, Refusal> {
+    if asked.len() > GROUPS_PER_REQUEST_MAX {
+        let text =
+            format!("{} groups in one request, where {GROUPS_PER_REQUEST_MAX} are allowed", asked.len());
+        return Err(Refusal::Close(text));
+    }
+    Ok(stream::iter(asked).buffered(GROUPS_AT_ONCE).collect().await)
 }
 
 /// The code of an answer that has nothing else to say.

@@ -50,11 +50,11 @@ use bytes::Bytes;
 use flumen_wire::ApiKey;
 use flumen_wire::api::{self, Unsupported};
 use flumen_wire::codec::{Decode, DecodeError, Message, Reader, Writer};
-use flumen_wire::frame::{RequestHeader, encode_response};
+use flumen_wire::frame::{RequestHeader, encode_response_within};
 
 use crate::net::Flow;
 use crate::net::connection::{Connection, Place, TASK_BYTES};
-use crate::net::response::Response;
+use crate::net::response::{RESPONSE_BYTES_MAX, Response, ResponseTooLarge};
 use crate::runtime;
 use crate::shard::Shard;
 
@@ -81,8 +81,16 @@ pub(crate) struct Request {
 pub(crate) enum Refusal {
     /// Its bytes are not what its header says.
     Malformed(DecodeError),
+    /// What it asks for is more than a response may hold.
+    TooLarge(ResponseTooLarge),
     /// Its connection is to be closed for this reason.
     Close(String),
+}
+
+impl From<ResponseTooLarge> for Refusal {
+    fn from(error: ResponseTooLarge) -> Self {
+        Refusal::TooLarge(error)
+    }
 }
 
 impl From<DecodeError> for Refusal {
@@ -111,10 +119,17 @@ impl Request {
     }
 
     /// The response frame of a body without spliced records.
-    pub(crate) fn respond<M: Message>(&self, body: &M) -> Response {
+    pub(crate) fn respond<M: Message>(&self, body: &M) -> Result<Response, ResponseTooLarge> {
+        self.encode(body).map(Response::encoded)
+    }
+
+    /// The response frame of a body; what is spliced in is left out.
+    fn encode<M: Message>(&self, body: &M) -> Result<Writer, ResponseTooLarge> {
         let mut writer = Writer::new();
-        encode_response(&mut writer, self.correlation_id, self.version, body);
-        Response::encoded(writer)
+        let (id, version) = (self.correlation_id, self.version);
+        encode_response_within(&mut writer, RESPONSE_BYTES_MAX, id, version, body)
+            .map_err(ResponseTooLarge)?;
+        Ok(writer)
     }
 
     /// Lets go of the frame's memory, which is shared with other requests.
@@ -185,6 +200,7 @@ fn run(shard: Rc<Shard>, request: Request) {
             Err(refusal) => {
                 let reason = match refusal {
                     Refusal::Malformed(error) => format!("{} that cannot be read: {error}", key.name()),
+                    Refusal::TooLarge(error) => format!("{} {error}", key.name()),
                     Refusal::Close(reason) => reason,
                 };
                 crate::net::Requests::complain(&*shard, connection.peer, &reason);
@@ -208,6 +224,7 @@ fn may_be_large(key: ApiKey) -> bool {
             | ApiKey::DescribeGroups
             | ApiKey::ConsumerGroupDescribe
             | ApiKey::ListGroups
+            | ApiKey::DeleteGroups
             | ApiKey::OffsetFetch
     )
 }

@@ -41,5 +41,6 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             })
             .collect(),
     });
-    Ok(request.respond(&OffsetCommitResponse { topics: topics.collect(), ..OffsetCommitResponse::default() }))
+    Ok(request
+        .respond(&OffsetCommitResponse { topics: topics.collect(), ..OffsetCommitResponse::default() })?)
 }

@@ -13,8 +13,8 @@ use flumen_wire::messages::offset_fetch_response::{
     OffsetFetchResponse, OffsetFetchResponseGroup, OffsetFetchResponsePartition,
     OffsetFetchResponsePartitions, OffsetFetchResponseTopic, OffsetFetchResponseTopics,
 };
-use futures_util::future::join_all;
 
+use super::group::each;
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -54,14 +54,14 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     let version = request.version;
     if version >= GROUPS_VERSION {
         let asked = body.groups.iter().map(|group| of_group(shard, group, version));
-        let fetched = join_all(asked.map(|asked| fetch(shard, asked, version))).await;
+        let fetched = each(asked.map(|asked| fetch(shard, asked, version))).await?;
         let groups = body.groups.iter().zip(&fetched).map(|(group, fetched)| OffsetFetchResponseGroup {
             group_id: group.group_id,
             error_code: fetched.error.code(),
             topics: fetched.topics.iter().map(|(topic, code)| new_topic(topic, *code, version)).collect(),
         });
         let groups = groups.collect();
-        return Ok(request.respond(&OffsetFetchResponse { groups, ..OffsetFetchResponse::default() }));
+        return Ok(request.respond(&OffsetFetchResponse { groups, ..OffsetFetchResponse::default() })?);
     }
     let fetched = fetch(shard, of_one(shard, &body), version).await;
     let error_code = if version >= ALL_TOPICS_VERSION { fetched.error.code() } else { 0 };
@@ -80,7 +80,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             .collect(),
     });
     let topics = topics.collect();
-    Ok(request.respond(&OffsetFetchResponse { topics, error_code, ..OffsetFetchResponse::default() }))
+    Ok(request.respond(&OffsetFetchResponse { topics, error_code, ..OffsetFetchResponse::default() })?)
 }
 
 fn known_id(shard: &Shard, name: &str) -> TopicId {

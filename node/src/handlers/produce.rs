@@ -309,8 +309,12 @@ fn is_compressed(records: &[u8]) -> bool {
     BatchHeader::parse(records).is_ok_and(|header| header.compression() != Ok(Compression::None))
 }
 
+/// Of how many records a refusal says that they are at fault; each takes an entry of the response.
+const RECORDS_AT_FAULT_MAX: usize = 1_000;
+
 /// The index of each record that is why the batch is refused: clients say of those what is wrong, and of the others
-/// of the batch only that they were in bad company. All that lack a key; of other faults the first, as nothing after it can be read.
+/// of the batch only that they were in bad company. The first that lack a key; of other faults the first, as nothing after it can be
+/// read.
 fn records_at_fault(records: &[u8], rules: &CheckRules, error: &BatchError) -> Vec<i32> {
     let BatchError::Record { fault: RecordFault::NoKey, .. } = error else {
         return error.record_index().into_iter().collect();
@@ -321,6 +325,7 @@ fn records_at_fault(records: &[u8], rules: &CheckRules, error: &BatchError) -> V
         .zip(&opened)
         .filter(|(_, record)| record.as_ref().is_ok_and(|record| record.key.is_none()))
         .map(|(at, _)| at)
+        .take(RECORDS_AT_FAULT_MAX)
         .collect()
 }
 
@@ -355,7 +360,14 @@ pub(crate) fn answer(shard: &Shard, call: ProduceCall) {
         })
         .collect();
     let body = ProduceResponse { responses, ..ProduceResponse::default() };
-    shard.net.answer(&request.connection, place, request.respond(&body));
+    match request.respond(&body) {
+        Ok(response) => shard.net.answer(&request.connection, place, response),
+        Err(error) => {
+            let reason = format!("{} {error}", request.key.name());
+            crate::net::Requests::complain(shard, request.connection.peer, &reason);
+            shard.net.close(&request.connection);
+        }
+    }
 }
 
 fn partition_response(index: i32, outcome: &Outcome) -> PartitionProduceResponse<'_> {

@@ -20,7 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub(crate) const REQUESTS_IN_FLIGHT_MAX: usize = 2048;
 const REQUESTS_IN_FLIGHT_MIN: usize = 256;
 /// What the requests of a connection may pin, from [`REQUESTS_IN_FLIGHT_MIN`] of them on.
 const IN_FLIGHT_BYTES_PAUSE: usize = 4 << 20;
+/// What fewer may pin. One may be as large as any.
+const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
 /// What a request is taken to pin at least that is worked on as a task.
 pub(crate) const TASK_BYTES: usize = IN_FLIGHT_BYTES_PAUSE / REQUESTS_IN_FLIGHT_MIN;
 /// Response bytes waiting to be sent, from which on no further request of the connection is read or begun.
@@ -69,7 +71,8 @@ pub(crate) struct Place(u64);
 pub(crate) struct Connection {
     pub(crate) key: ConnectionKey,
     pub(crate) peer: SocketAddr,
-    pub(super) socket: OwnedFd,
+    /// Until it is closed: tasks that wait for something else may know the connection for long after.
+    pub(super) socket: RefCell<Option<OwnedFd>>,
     /// The head of a frame whose rest has not arrived.
     pub(super) partial: RefCell<BytesMut>,
     /// `partial` holds whole frames, left there by a pause.
@@ -131,12 +134,21 @@ pub(super) enum Sent {
     Failed,
 }
 
+/// Below how many pinned bytes a connection with so many requests under way may send another.
+fn in_flight_bytes_max(requests: usize) -> usize {
+    match requests {
+        0 => usize::MAX,
+        1..REQUESTS_IN_FLIGHT_MIN => IN_FLIGHT_BYTES_MAX,
+        _ => IN_FLIGHT_BYTES_PAUSE,
+    }
+}
+
 impl Connection {
     pub(super) fn new(key: ConnectionKey, socket: OwnedFd, peer: SocketAddr, now: Duration) -> Self {
         Connection {
             key,
             peer,
-            socket,
+            socket: RefCell::new(Some(socket)),
             partial: RefCell::default(),
             backlog: Cell::new(false),
             unfinished_bytes: Cell::new(0),
@@ -154,10 +166,6 @@ impl Connection {
             in_flight_bytes: Cell::new(0),
             parked: RefCell::default(),
         }
-    }
-
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -230,8 +238,7 @@ impl Connection {
         self.held.get() == 0
             && !self.starved.get()
             && output.places.len() < REQUESTS_IN_FLIGHT_MAX
-            && (output.places.len() < REQUESTS_IN_FLIGHT_MIN
-                || self.in_flight_bytes.get() < IN_FLIGHT_BYTES_PAUSE)
+            && self.in_flight_bytes.get() < in_flight_bytes_max(output.places.len())
             && output.unsent_bytes + output.waiting_bytes < UNSENT_BYTES_PAUSE
     }
 
@@ -248,6 +255,8 @@ impl Connection {
 
     /// Sends what can be sent without waiting. Returns the outcome and the bytes that left.
     pub(super) fn send(&self) -> (Sent, usize) {
+        let socket = self.socket.borrow();
+        let Some(socket) = socket.as_ref() else { return (Sent::Failed, 0) };
         let mut output = self.output.borrow_mut();
         let mut total = 0;
         while !output.unsent.is_empty() {
@@ -261,7 +270,7 @@ impl Connection {
                     count += 1;
                 }
                 sendmsg(
-                    self.socket.as_fd(),
+                    socket.as_fd(),
                     &slices[..count],
                     &mut SendAncillaryBuffer::default(),
                     SendFlags::DONTWAIT | SendFlags::NOSIGNAL,

@@ -412,10 +412,10 @@ impl Net {
         for parked in connection.parked.take() {
             parked.wake();
         }
-        let _ = epoll::delete(&self.epoll, connection.fd());
-        // The descriptor itself is closed when the last task that knows the connection lets go of it; the
-        // peer hears of it now.
-        let _ = rustix::net::shutdown(connection.fd(), rustix::net::Shutdown::Both);
+        if let Some(socket) = connection.socket.take() {
+            let _ = epoll::delete(&self.epoll, &socket);
+            let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Both);
+        }
         self.connections.borrow_mut().remove(connection.key.slot as usize);
         self.limits.admission.leave(connection.peer.ip());
         // Its descriptor may be what was missing; else a sweep tries again.
@@ -448,7 +448,9 @@ impl Net {
         flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, interest.read);
         flags.set(epoll::EventFlags::OUT, interest.write);
         let data = epoll::EventData::new_u64(connection.key.to_u64());
-        if let Err(error) = epoll::modify(&self.epoll, connection.fd(), data, flags) {
+        let socket = connection.socket.borrow();
+        let Some(socket) = socket.as_ref() else { return };
+        if let Err(error) = epoll::modify(&self.epoll, socket, data, flags) {
             panic!("epoll_ctl on an open descriptor of ours: {error}");
         }
     }
@@ -629,8 +631,10 @@ enum Ended {
 }
 
 fn receive_into(connection: &Connection, buffer: &mut BytesMut, room: usize) -> Result<usize, Ended> {
+    let socket = connection.socket.borrow();
+    let Some(socket) = socket.as_ref() else { return Err(Ended::Quietly) };
     loop {
-        match sys::receive_into(connection.fd(), buffer, room) {
+        match sys::receive_into(socket.as_fd(), buffer, room) {
             Ok(0) => return Err(Ended::Quietly),
             Ok(received) => return Ok(received),
             Err(Errno::AGAIN) => return Ok(0),

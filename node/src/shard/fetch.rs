@@ -317,7 +317,7 @@ impl Shard {
         if let Some(diverging) = self.divergence(slot, want) {
             read.diverging = Some(diverging);
         } else {
-            let at_least_one = found == 0 && want.bytes_max > 0;
+            let at_least_one = found == 0;
             match self.engine.read(slot, Offset(want.offset), bytes_max, at_least_one) {
                 Ok(ReadOutcome::Cached { slices, is_part }) => {
                     read.len = slices.len();

@@ -67,6 +67,9 @@ pub struct Checked {
     pub opened_bytes: usize,
 }
 
+/// The shortest record: its length, attributes, two deltas, no key, no value, no headers.
+const RECORD_BYTES_MIN: usize = 7;
+
 /// Checks the records of one partition in a Produce request: exactly one batch, whole, intact and well formed.
 pub fn check(records: &[u8], rules: &CheckRules) -> Result<Checked, BatchError> {
     let header = check_extent(records, rules)?;
@@ -89,7 +92,15 @@ pub fn check(records: &[u8], rules: &CheckRules) -> Result<Checked, BatchError> 
             compression::decompress(compression, body, rules.decompressed_bytes_max, &mut opened)?;
             walk(&opened, &header, rules.keys_required)?
         }
-        _ => (header.base_timestamp, header.max_timestamp),
+        _ => {
+            // Nobody counts them, but what cannot be in it is not.
+            let bytes_max = compression.opened_bytes_max(body.len()).min(rules.decompressed_bytes_max);
+            if header.record_count as usize > bytes_max / RECORD_BYTES_MIN {
+                let (count, last_offset_delta) = (header.record_count, header.last_offset_delta);
+                return Err(BatchError::Count { count, last_offset_delta });
+            }
+            (header.base_timestamp, header.max_timestamp)
+        }
     };
     Ok(Checked { header, min_timestamp, max_timestamp, opened_bytes: opened.len() })
 }

@@ -130,6 +130,25 @@ fn header_fields() {
     assert_eq!(check(&zstd, &rules), Err(BatchError::ZstdTooEarly));
 }
 
+/// A compressed batch that nobody opens says how many records it has: no more than there can be.
+#[test]
+fn records_of_a_compressed_batch() {
+    for compression in Compression::ALL.into_iter().filter(|codec| *codec != Compression::None) {
+        let mut builder = BatchBuilder::new(compression);
+        for _ in 0..300_000 {
+            builder.push(NewRecord { key: None, value: None, ..record(b"") });
+        }
+        assert!(check(&builder.build(), &CheckRules::default()).is_ok(), "{compression:?}");
+        let claims = |count: i32| {
+            let batch = patched(batch_of(compression, 2), 57, &count.to_be_bytes());
+            patched(batch, 23, &(count - 1).to_be_bytes())
+        };
+        for count in [10_000_000, i32::MAX] {
+            refused(&claims(count), BatchError::Count { count, last_offset_delta: count - 1 });
+        }
+    }
+}
+
 #[test]
 fn record_structure() {
     use RecordFault::*;

@@ -9,7 +9,7 @@ mod expiry;
 
 pub(super) use expiry::Aging;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use flumen_wire::ErrorCode;
@@ -250,6 +250,7 @@ impl Coordinator {
         }
         let mut codes = Vec::new();
         let mut records = Vec::new();
+        let mut named = HashSet::new();
         for topic in &request.topics {
             let subscribed = match group {
                 Group::Classic(group) => group.is_subscribed_to(topic.name),
@@ -261,7 +262,8 @@ impl Coordinator {
                     continue;
                 }
                 codes.push(ErrorCode::None);
-                if self.offsets.get(group_id, topic.name, partition).is_some() {
+                let is_there = self.offsets.get(group_id, topic.name, partition).is_some();
+                if is_there && named.insert((topic.name, partition)) {
                     records.push(tombstone(group_id, topic.name, partition));
                 }
             }
