@@ -342,14 +342,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.compaction_work.notify();
     }
 
-    /// A new leader epoch begins with the next batch. It never goes back.
-    pub fn set_leader_epoch(&self, slot: Slot, epoch: LeaderEpoch) {
-        if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
-            assert!(epoch >= partition.leader_epoch, "leader epochs rise");
-            partition.leader_epoch = epoch;
-        }
-    }
-
     /// Takes a batch that `wire::batch::check` found good: gives it offsets and its place, and stages it. The token
     /// comes back through the sink when the answer may leave; on an error it comes back at once.
     pub fn append(

@@ -101,11 +101,6 @@ impl RecoveredPartition {
     pub fn offsets(&self) -> (Offset, Offset) {
         (self.log.log_start(), self.log.log_end())
     }
-
-    /// The last epoch that wrote to it.
-    pub fn latest_epoch(&self) -> Option<LeaderEpoch> {
-        self.epochs.latest().map(|latest| latest.epoch)
-    }
 }
 
 /// What recovery came to. `Send`: it is dealt out to the shards.
