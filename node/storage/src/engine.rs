@@ -1,5 +1,5 @@
 //! One shard's storage engine: state and the calls that do no I/O. The loops are in `commit`, `bulk`, `space`,
-//! `maintenance`.
+//! `maintenance`, `removal`, `compact`.
 //!
 //! Owned by one shard, used from one thread. No borrow of the state is held over an await: loops plan with owned
 //! data, let go, await, and look again.
@@ -132,7 +132,7 @@ pub struct Engine<D: Disk, T: 'static> {
     pub(crate) state: RefCell<State<D, T>>,
     pub(crate) reader: SegmentReader<D>,
     pub(crate) life: Cell<Life>,
-    /// Wakes the commit loop, the bulk loop, the space loop, maintenance.
+    /// Wakes the commit loop, the bulk loop, the space loop, maintenance, removal.
     pub(crate) work: Signal,
     pub(crate) bulk_work: Signal,
     pub(crate) space_work: Signal,

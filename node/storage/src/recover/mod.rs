@@ -1,4 +1,4 @@
-//! Recovery: from what a crash left to partitions that can be served. Runs before the shards start, over all of the
+//! Recovery: from what a crash left to partitions that can be served. Runs before any shard serves, over all of the
 //! data folder, whatever number of shards wrote it.
 //!
 //! ```text
