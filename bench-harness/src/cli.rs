@@ -44,7 +44,7 @@ pub(crate) enum Command {
     Rerun(Rerun),
     /// List the scenarios that come with the program
     Scenarios,
-    /// Hold brokers against each other by turns: A B A B, as ratios with intervals
+    /// Hold brokers against each other by turns: A B B A, as ratios with intervals
     Compare(CompareOptions),
     /// Make load for a coordinator elsewhere, which names this one with --workers. For trusted networks
     Worker(WorkerOptions),

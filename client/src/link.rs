@@ -71,11 +71,6 @@ impl<R: Call> Answer<R> {
     pub fn version(&self) -> i16 {
         self.response.version
     }
-
-    /// The response as it came.
-    pub fn into_response(self) -> Response {
-        self.response
-    }
 }
 
 /// A request that was sent. It is answered whether or not this is kept.

@@ -29,10 +29,10 @@ pub struct Arguments {
     /// Address for health and metrics, over HTTP [default: 127.0.0.1:9644]
     #[arg(long, value_name = "HOST:PORT")]
     pub admin_addr: Option<String>,
-    /// Address for other nodes, UDP [default: 127.0.0.1:7946]
+    /// Reserved: address for other nodes, UDP; nothing listens there yet [default: 127.0.0.1:7946]
     #[arg(long, value_name = "HOST:PORT")]
     pub cluster_addr: Option<String>,
-    /// Cluster addresses of other nodes, to find the cluster by
+    /// Reserved: cluster addresses of other nodes; a start that names another node is refused yet
     #[arg(long, value_name = "HOST:PORT,...")]
     pub seeds: Option<String>,
     /// Cores to run on, one shard each [default: all that this process may use]

@@ -56,9 +56,9 @@ pub struct Config {
     pub kafka_advertised: Option<HostPort>,
     /// Where health and metrics are served.
     pub admin_addr: SocketAddr,
-    /// Where other nodes are listened for.
+    /// Reserved for other nodes; nothing listens there yet.
     pub cluster_addr: SocketAddr,
-    /// Other nodes.
+    /// Reserved: other nodes. A start that names any but itself is refused yet.
     pub seeds: Vec<HostPort>,
     /// Shards to run.
     pub shards: u16,

@@ -1,7 +1,7 @@
 //! The driver: what a node does, as opposed to what it decides.
 //!
 //! One glommio executor for each shard ([`runtime`]); effects of the machines of `flumen-core` are carried out
-//! here. Only [`sys`] holds `unsafe`, and nothing outside [`runtime`], [`disk`] and the network names glommio.
+//! here. Only [`sys`] holds `unsafe`; where glommio may be named says `GLOMMIO_PLACES` in `tests/tests/tidiness.rs`.
 pub mod admin;
 pub mod cli;
 pub mod config;

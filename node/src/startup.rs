@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Invariants:
-//! - **the incarnation is durable before anything else is written**, so what an earlier start left behind can be told
-//!   from what this one writes;
+//! - **the incarnation is durable before anything but `node.meta` is written**, so what an earlier start left behind can
+//!   be told from what this one writes;
 //! - **the registration is durable before recovery ends**: it raises the leader epoch of every partition that this
 //!   node leads, so that no epoch ever covers two different records.
 

@@ -41,8 +41,14 @@ fn two_idle_shards_and_the_watchdog_sleep() {
     .expect("two executors");
     ups.iter().take(2).for_each(drop);
     let start_time = began.elapsed();
-    // The watchdog lingers for a moment after the last work.
-    std::thread::sleep(Duration::from_millis(300));
+    // The watchdog lingers for a moment after the last work, and looks several times meanwhile.
+    for _ in 0..100 {
+        let seen = waits();
+        std::thread::sleep(Duration::from_millis(100));
+        if waits() - seen <= 1 {
+            break;
+        }
+    }
     let (waits_before, before) = (waits(), sys::usage());
     std::thread::sleep(Duration::from_secs(1));
     let (waited, after) = (waits() - waits_before, sys::usage());

@@ -74,10 +74,13 @@ def test_keys_headers_and_nulls(broker, client, topic):
 def test_a_waiting_consumer_gets_what_comes(broker, client, topic):
     """A long poll ends when a record arrives, not when its time is over."""
     client(kcat(broker, "-P", "-t", topic, "-p", "0"), input=b"before\n")
-    waits = kcat(broker, "-C", "-t", topic, "-p", "0", "-o", "end", "-c", "1", "-q", "-X", "fetch.wait.max.ms=30000")
-    with subprocess.Popen(waits, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as consumer:
+    # It says when it sends a fetch, unless it is told to be quiet.
+    reads = kcat(broker, "-C", "-t", topic, "-p", "0", "-o", "end", "-c", "1", "-d", "fetch")
+    waits = [*reads, "-X", "fetch.wait.max.ms=30000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    with subprocess.Popen(waits, **pipes) as consumer:
         try:
-            time.sleep(2)
+            assert any(b"Fetch 1/1/1 toppar(s)" in line for line in consumer.stderr)
             assert consumer.poll() is None
             sent = time.monotonic()
             client(kcat(broker, "-P", "-t", topic, "-p", "0"), input=b"after\n")

@@ -28,6 +28,11 @@ def get(broker, path) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+def received_bytes(broker) -> int:
+    """What the node has taken of all that clients sent it."""
+    return int(re.search(r"^flumen_received_bytes_total (\d+)$", get(broker, "/metrics")[1], re.MULTILINE)[1])
+
+
 def refused(*arguments, environment=None) -> str:
     """Starts a node that must not start; returns what it said."""
     done = subprocess.run(
@@ -187,8 +192,10 @@ def test_stop_with_clients_that_wait(own_broker):
     broker = own_broker()
     with wire.Connection(broker.port) as parked, wire.Connection(broker.port):
         assert wire.create_topic(parked, "parked")[0] == wire.NONE
+        before = received_bytes(broker)
         parked.send(wire.FETCH, 4, wire.fetch_body("parked", [(0, 0)], max_wait_ms=600_000))
-        time.sleep(0.2)
+        while received_bytes(broker) == before:
+            time.sleep(0.01)
         began = time.monotonic()
         assert broker.stop() == 0
         assert time.monotonic() - began < 10

@@ -11,7 +11,7 @@ const CRATE_EDGES: &[(&str, &[&str])] = &[
     ("flatbuffers", &[]),
     ("node/core", &["flumen-wire"]),
     ("node/storage", &["flumen-core", "flumen-schemas", "flumen-wire"]),
-    ("node", &["flumen-core", "flumen-schemas", "flumen-storage", "flumen-wire"]),
+    ("node", &["flumen-core", "flumen-storage", "flumen-wire"]),
     // Measures any broker: it knows the protocol and the client, nothing of the node.
     ("bench-harness", &["flumen-client", "flumen-wire"]),
     // Of the node it uses what looks at the machine, of core and storage the formats on disk.

@@ -2,7 +2,7 @@
 //!
 //! Two drivers behind one face: [`uring`] is glommio on io_uring, for load generators, one executor on each thread;
 //! [`plain`] is epoll on the calling thread, for commands, which must start at once and run where io_uring is denied
-//! (docs/decisions/0020-two-drivers-for-the-client.md). What runs inside either calls [`connect`], [`sleep`] and
+//! (docs/decisions/0021-two-drivers-for-the-client.md). What runs inside either calls [`connect`], [`sleep`] and
 //! [`spawn`] and does not know which.
 
 mod plain;

@@ -2,7 +2,7 @@
 //! watchdog that guards them.
 //!
 //! Everything that runs on a shard is a task spawned here, because glommio 0.9.0 needs guarding
-//! (each guard has a test of its name in `tests.rs`):
+//! (`tests.rs` has tests of most of it):
 //!
 //! - an executor may park although tasks are runnable: [`watchdog`] sees it and wakes it;
 //! - a task's reference count is an `i16`, and dropping the last waker on a foreign thread races the task's end:

@@ -1,4 +1,4 @@
-//! The guards around glommio, one test each.
+//! The guards around glommio, tasks and their time, and how a shard waits.
 use super::*;
 use std::cell::{Cell, RefCell};
 use std::os::fd::AsFd as _;

@@ -1,8 +1,8 @@
 //! What shards say to each other.
 //!
-//! Two kinds of request have a type of their own because they are on the hot path: batches for partitions of
-//! the other shard, and the news that data has come for parked fetches. Everything else is a function that is
-//! carried over and run there ([`Shard::ask`]).
+//! What is on the hot path has a type of its own ([`Mail`]): batches for partitions of the other shard, the news that data
+//! has come for parked fetches, or that one waits no more, calls of group coordinators and what these answer. Everything
+//! else is a function that is carried over and run there ([`Shard::ask`]).
 //!
 //! Order: batches for one shard leave in the order in which their requests were read, through one task per
 //! target, so that batches of one connection for one partition keep their order across shards.

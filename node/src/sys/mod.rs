@@ -15,7 +15,5 @@ pub use machine::{
     memory_total, raise_limit, random_bytes, register_membarrier, thread_id, usage,
 };
 pub use ring::Ring;
-pub use socket::{
-    Bound, ListenError, bind, borrowed, duplicate, listener, receive_into, send_vectored, stream,
-};
+pub use socket::{Bound, ListenError, bind, borrowed, listener, receive_into, send_vectored, stream};
 pub use uring::probe_uring;

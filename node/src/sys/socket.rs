@@ -131,11 +131,6 @@ pub fn borrowed(socket: &impl AsRawFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }
 
-/// A second handle on the same socket: one to read from, one to write to.
-pub fn duplicate(socket: &impl AsRawFd) -> io::Result<OwnedFd> {
-    borrowed(socket).try_clone_to_owned()
-}
-
 /// Sends what the kernel takes at once of `slices`, in order, without waiting: `WouldBlock` where it takes
 /// nothing. At most 1,024 slices count.
 pub fn send_vectored(socket: &impl AsRawFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {

@@ -1,5 +1,5 @@
 //! One shard's storage engine: state and the calls that do no I/O. The loops are in `commit`, `bulk`, `space`,
-//! `maintenance`.
+//! `maintenance`, `removal`, `compact`.
 //!
 //! Owned by one shard, used from one thread. No borrow of the state is held over an await: loops plan with owned
 //! data, let go, await, and look again.
@@ -132,7 +132,7 @@ pub struct Engine<D: Disk, T: 'static> {
     pub(crate) state: RefCell<State<D, T>>,
     pub(crate) reader: SegmentReader<D>,
     pub(crate) life: Cell<Life>,
-    /// Wakes the commit loop, the bulk loop, the space loop, maintenance.
+    /// Wakes the commit loop, the bulk loop, the space loop, maintenance, removal.
     pub(crate) work: Signal,
     pub(crate) bulk_work: Signal,
     pub(crate) space_work: Signal,
@@ -340,14 +340,6 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     pub fn set_compaction(&self, settings: CompactionSettings) {
         self.compaction_settings.replace(settings);
         self.compaction_work.notify();
-    }
-
-    /// A new leader epoch begins with the next batch. It never goes back.
-    pub fn set_leader_epoch(&self, slot: Slot, epoch: LeaderEpoch) {
-        if let Some(partition) = self.state.borrow_mut().get_mut(slot) {
-            assert!(epoch >= partition.leader_epoch, "leader epochs rise");
-            partition.leader_epoch = epoch;
-        }
     }
 
     /// Takes a batch that `wire::batch::check` found good: gives it offsets and its place, and stages it. The token

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Both are replaced whole: written beside, synced, renamed, the folder synced. `node.meta` is written once, when
-//! the folder is made; the incarnation rises by one, durably, with every start and before anything else is written,
-//! so that nothing of two starts can be confused.
+//! the folder is made; the incarnation rises by one, durably, with every start and before anything but
+//! `node.meta` is written, so that nothing of two starts can be confused.
 
 use std::fmt;
 use std::io;

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Invariants: a name that says a file is to go is never given to one that counts; rests are so short that the segments
-//! that wait are gone within half of retention's interval; there are none where this shard ran out of space, nor for a
-//! segment that a partition's deletion waits for.
+//! that wait are gone within half of retention's interval after the last of them was given up; there are none where this
+//! shard ran out of space, nor for a segment that a partition's deletion waits for.
 
 use std::cmp::min;
 use std::pin::pin;

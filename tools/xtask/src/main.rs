@@ -1,7 +1,8 @@
 //! Chores of the project that need more than a shell: generating code that is committed.
 //!
 //! ```text
-//! cargo run -p xtask -- codegen messages     # wire/src/messages, from Kafka's message definitions
+//! cargo run -p xtask -- codegen messages     # wire/src/messages and group, and what wire/samples needs, from Kafka's
+//!                                            # message definitions
 //! cargo run -p xtask -- codegen schemas      # flatbuffers/src/generated, from flatbuffers/schemas
 //! ```
 //!

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::codegen::{Folders, root, rustfmt};
 
 /// The schemas, and the modules made of them.
-const SCHEMAS: [&str; 3] = ["checkpoint", "metadata", "node_meta"];
+const SCHEMAS: [&str; 2] = ["metadata", "node_meta"];
 
 /// Where they are.
 const SOURCES: &str = "flatbuffers/schemas";

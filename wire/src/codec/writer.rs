@@ -213,13 +213,6 @@ impl Writer {
         Writer::default()
     }
 
-    /// An empty writer that takes the memory of used ones over; what they hold is dropped.
-    pub fn reuse(mut bytes: Vec<u8>, mut cuts: Vec<Cut>) -> Writer {
-        bytes.clear();
-        cuts.clear();
-        Writer { bytes, cuts, ..Writer::default() }
-    }
-
     /// A writer that goes on behind what `bytes` holds.
     pub fn append_to(bytes: Vec<u8>) -> Writer {
         Writer { bytes, ..Writer::default() }

@@ -44,7 +44,7 @@ pub const TOPIC_SETTINGS: &[Setting] = &[
     Setting::long(
         "file.delete.delay.ms",
         "60000",
-        "How long the file of a deleted segment stays before it is unlinked.",
+        "How long the directory of a deleted partition stays before it is removed.",
     )
     .at_least(0),
     Setting::long(

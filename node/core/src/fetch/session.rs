@@ -100,13 +100,6 @@ enum ContextKind {
     },
 }
 
-impl FetchContext {
-    /// Whether the answer may leave partitions out.
-    pub fn is_incremental(&self) -> bool {
-        matches!(self.kind, ContextKind::Incremental { .. })
-    }
-}
-
 /// What reading one partition came to, as far as its session cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {

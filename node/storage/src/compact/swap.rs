@@ -1,16 +1,17 @@
 //! A new segment takes the place of old ones.
 //!
 //! ```text
-//!   <base>.cleaned   written, synced                 recovery removes it
-//!   <base>.<end>.swap   renamed, directory synced    recovery removes it, the old segments are there
+//!   <base>.cleaned   written, synced                 recovery gives it up
+//!   <base>.<end>.swap   renamed, directory synced    recovery gives it up, the old segments are there
 //!   a checkpoint that has the new segment in its log is durable: the point of no return
 //!   <base>.<end>.swap                                recovery renames it over <base>.log
 //!   <base>.log       renamed over the old one; the group's other segments and old indexes go
 //! ```
 //!
 //! A rename puts one file in another's place at once, so there is no moment without either, and no order between the removal
-//! of the others and it that matters: what no checkpoint names is removed at the next start. `end` in the name is the base
-//! offset of the segment after the group: with the length it tells whether the checkpoint means this file.
+//! of the others and it that matters: what no checkpoint names is given up by the next start. That is, it gets a name with
+//! `.deleted` behind it, and the engine removes it little by little (`removal`). `end` in the name is the base offset of the
+//! segment after the group: with the length it tells whether the checkpoint means this file.
 
 use std::rc::Rc;
 

@@ -1,4 +1,4 @@
-//! Recovery: from what a crash left to partitions that can be served. Runs before the shards start, over all of the
+//! Recovery: from what a crash left to partitions that can be served. Runs before any shard serves, over all of the
 //! data folder, whatever number of shards wrote it.
 //!
 //! ```text
@@ -100,11 +100,6 @@ impl RecoveredPartition {
     /// First and next offset.
     pub fn offsets(&self) -> (Offset, Offset) {
         (self.log.log_start(), self.log.log_end())
-    }
-
-    /// The last epoch that wrote to it.
-    pub fn latest_epoch(&self) -> Option<LeaderEpoch> {
-        self.epochs.latest().map(|latest| latest.epoch)
     }
 }
 

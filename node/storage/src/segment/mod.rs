@@ -16,6 +16,7 @@
 //! | `chunk` | a piece of a segment in memory, walked batch by batch, each one verified |
 //! | `reader` | `SegmentReader`: reads by offset with read-ahead; owns the bounded caches |
 //! | `lookup` | indexes of closed segments: load, check, rebuild; look-up by time |
+//! | `lru` | the map behind those caches: forgets what was used longest ago |
 //!
 //! Everything lives on the shard that owns the partition. Buffers of the reader are its own and bounded, so
 //! that reading old data never pushes the tail of a log out of the batch cache.

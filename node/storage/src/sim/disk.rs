@@ -214,11 +214,6 @@ impl SimDisk {
         self.world.state.borrow_mut().faults.clear();
     }
 
-    /// How many injected faults have not happened yet.
-    pub fn faults_left(&self) -> u32 {
-        self.world.state.borrow().faults.iter().map(|fault| fault.count).sum()
-    }
-
     /// Sets the space of the disk, in bytes.
     pub fn set_capacity(&self, bytes: u64) {
         self.world.state.borrow_mut().tree.set_capacity(bytes);

@@ -2,7 +2,7 @@
 //! random I/O again and again, also inside recovery and with another number of shards next time. `model.rs` says what must
 //! hold; `docs/TESTBED.md` what it finds.
 //!
-//! `cargo test` runs a few hundred seeds. `FLUMEN_BED_SEEDS=10000` runs so many, `FLUMEN_BED_FIRST=n` begins at
+//! `cargo test` runs 150 seeds. `FLUMEN_BED_SEEDS=10000` runs so many, `FLUMEN_BED_FIRST=n` begins at
 //! seed `n`; a failing seed prints the command that replays it.
 #![allow(missing_docs)]
 
