@@ -194,7 +194,9 @@ def test_stop_with_clients_that_wait(own_broker):
         assert wire.create_topic(parked, "parked")[0] == wire.NONE
         before = received_bytes(broker)
         parked.send(wire.FETCH, 4, wire.fetch_body("parked", [(0, 0)], max_wait_ms=600_000))
+        deadline = time.monotonic() + 10
         while received_bytes(broker) == before:
+            assert time.monotonic() < deadline, "the fetch does not arrive"
             time.sleep(0.01)
         began = time.monotonic()
         assert broker.stop() == 0

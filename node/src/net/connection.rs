@@ -12,9 +12,10 @@
 //! Invariants:
 //! - responses leave in the order of the requests;
 //! - nothing is allocated by a length that a peer merely claims: buffers grow as the bytes arrive;
-//! - what one connection can pin is bounded: its unprocessed input by one frame, its places by
-//!   `REQUESTS_IN_FLIGHT_MAX`, and no further request is read, nor one that was read begun, while `UNSENT_BYTES_PAUSE`
-//!   wait to be sent.
+//! - what one connection can pin is bounded: its unprocessed input by one frame, its places by `REQUESTS_IN_FLIGHT_MAX`,
+//!   the frames of requests under way by `IN_FLIGHT_BYTES_MAX` and one; and no further request is read, nor one that was
+//!   read begun, while `UNSENT_BYTES_PAUSE` wait to be sent;
+//! - a closed connection has no descriptor, whoever waits for something on its behalf.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
