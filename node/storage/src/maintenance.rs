@@ -91,7 +91,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 self.keep_indexes(self.settings.index_keep_bytes, INDEXES_KEPT_MAX).await;
             }
             self.lay_out_journal().await;
-            self.close_rolled().await;
+            for slot in self.close_rolled().await {
+                // Of a log at its size one may go for each that is full: one by one, and not all of an interval's at once.
+                self.raise_log_start(slot, self.disk.now_ms(), false);
+            }
             let retention_due = self.disk.monotonic() >= retention_at;
             if retention_due {
                 retention_at = self.disk.monotonic() + self.settings.retention_interval;
@@ -549,8 +552,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
     }
 
-    /// Cuts rolled segments to their true length and writes their indexes, once all of them is on disk.
-    async fn close_rolled(&self) {
+    /// Cuts rolled segments to their true length and writes their indexes, once all of them is on disk. Returns of which
+    /// partitions.
+    async fn close_rolled(&self) -> Vec<Slot> {
+        let mut closed = Vec::new();
         for slot in self.with_rolled() {
             loop {
                 let closing = {
@@ -583,8 +588,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 state.dirty_since.get_or_insert(self.disk.monotonic());
                 drop(state);
                 self.tended(slot);
+                closed.push(slot);
             }
         }
+        closed
     }
 
     fn with_rolled(&self) -> Vec<Slot> {

@@ -23,7 +23,12 @@ async fn filled(disk: &SimDisk, settings: EngineSettings) -> (TestEngine, TestSi
 async fn fill(disk: &SimDisk, engine: &TestEngine, sink: &TestSink, partition: i32) -> Slot {
     let directory = format!("t-{partition}");
     let slot = engine.create_partition(id(partition), &directory, config(), LeaderEpoch(1)).await.unwrap();
-    for tag in 0..60 {
+    append(disk, engine, sink, slot, 60).await;
+    slot
+}
+
+async fn append(disk: &SimDisk, engine: &TestEngine, sink: &TestSink, slot: Slot, batches: u64) {
+    for tag in 0..batches {
         let settled = sink.0.borrow().answers.len();
         let (bytes, header) = batch(tag, 1, 4000);
         while let Err((_, error)) = engine.append(slot, 0, bytes.clone(), &header, tag) {
@@ -32,7 +37,6 @@ async fn fill(disk: &SimDisk, engine: &TestEngine, sink: &TestSink, partition: i
         }
         until_settled(disk, sink, settled + 1).await;
     }
-    slot
 }
 
 /// Has retention leave next to nothing of a partition, and returns when it is at it.
@@ -51,7 +55,7 @@ fn going(disk: &SimDisk) -> Vec<u64> {
 }
 
 fn segments(disk: &SimDisk) -> usize {
-    disk.files().keys().filter(|name| name.ends_with(".log")).count()
+    disk.files().keys().filter(|name| name.starts_with("t-") && name.ends_with(".log")).count()
 }
 
 async fn until(disk: &SimDisk, holds: impl Fn() -> bool) {
@@ -71,28 +75,44 @@ fn space_is_given_back_in_steps_and_before_the_next_look() {
         begin(&disk, &engine, slot).await;
         let began = disk.monotonic();
         let mut seen: Vec<u64> = Vec::new();
-        let mut fresh = 1;
+        // Batches that wait for the first space of a partition are no reason for haste.
+        let others = Rc::clone(&engine);
+        disk.spawn(async move {
+            for number in 1..20 {
+                let directory = format!("u-{number}");
+                let made = others.create_partition(id(number), &directory, config(), LeaderEpoch(1)).await;
+                let (bytes, header) = batch(100, 1, 100);
+                others.append(made.unwrap(), 0, bytes, &header, 100).unwrap();
+            }
+        });
         // One that has records is kept, and the one that is written to.
-        while segments(&disk) > 1 + fresh || !going(&disk).is_empty() {
+        while segments(&disk) > 2 || !going(&disk).is_empty() {
             assert!(disk.monotonic() < began + LOOK / 2, "{:?}", disk.files().keys());
             let lengths = going(&disk);
             assert!(lengths.len() <= 1, "one at a time");
             if lengths != seen.last().copied().into_iter().collect::<Vec<_>>() {
                 seen.extend(lengths.first());
             }
-            if fresh < 20 {
-                // Its batch waits for its first space, which is no reason for haste.
-                let directory = format!("t-{fresh}");
-                let made = engine.create_partition(id(fresh as i32), &directory, config(), LeaderEpoch(1));
-                let (bytes, header) = batch(100, 1, 100);
-                engine.append(made.await.unwrap(), 0, bytes, &header, 100).unwrap();
-                fresh += 1;
-            }
             disk.sleep(Duration::from_micros(50)).await;
         }
         let steps = seen.windows(2).filter(|pair| pair[0].saturating_sub(pair[1]) == STEP).count();
         assert!(steps >= 30, "{steps} steps: {seen:?}");
         assert!(engine.offsets(slot).unwrap().log_start > Offset(40));
+        engine.stop().await;
+    });
+}
+
+/// Retention by size has nothing to wait for when a segment is full.
+#[test]
+fn a_log_at_its_size_gives_up_a_segment_for_each_that_is_full() {
+    run(async |disk| {
+        let seldom = EngineSettings { retention_interval: Duration::from_secs(3600), ..in_steps(1) };
+        let (engine, sink, slot) = filled(&disk, seldom).await;
+        let (before, start) = (segments(&disk), engine.offsets(slot).unwrap().log_start);
+        engine.set_config(slot, LogConfig { retention_bytes: 100 << 10, ..config() });
+        append(&disk, &engine, &sink, slot, 60).await;
+        until(&disk, || engine.offsets(slot).unwrap().log_start > start && segments(&disk) < before).await;
+        assert!(disk.monotonic() < Duration::from_secs(3600));
         engine.stop().await;
     });
 }
