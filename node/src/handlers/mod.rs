@@ -190,7 +190,7 @@ fn run(shard: Rc<Shard>, request: Request) {
             false => connection.room(place).await,
         }
         let handled = handle(&shard, request).await;
-        connection.unpin(pinned);
+        shard.net.unpin(&connection, pinned);
         match handled {
             Ok(response) => {
                 let error = response.error();

@@ -332,7 +332,7 @@ fn records_at_fault(records: &[u8], rules: &CheckRules, error: &BatchError) -> V
 /// All parts are settled: answers, or, without acks, closes the connection when anything was refused.
 pub(crate) fn answer(shard: &Shard, call: ProduceCall) {
     let request = &call.request;
-    request.connection.unpin(request.pinned);
+    shard.net.unpin(&request.connection, request.pinned);
     let latency = runtime::uptime().saturating_sub(request.began);
     let mut errors = call.partitions.iter().map(|partition| partition.outcome.error);
     let error = errors.find(|error| !error.is_none()).unwrap_or(ErrorCode::None);

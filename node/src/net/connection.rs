@@ -173,13 +173,13 @@ impl Connection {
         self.closed.get()
     }
 
-    /// A request begins that pins so much, until as much has been [taken off](Connection::unpin).
+    /// A request begins that pins so much, until as much has been [taken off](super::Net::unpin).
     pub(crate) fn pin(&self, bytes: usize) {
         self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
     }
 
     /// It has ended.
-    pub(crate) fn unpin(&self, bytes: usize) {
+    pub(super) fn unpin(&self, bytes: usize) {
         let left = self.in_flight_bytes.get().checked_sub(bytes);
         self.in_flight_bytes.set(left.expect("a request ends once"));
     }

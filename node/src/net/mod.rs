@@ -238,6 +238,14 @@ impl Net {
         }
     }
 
+    /// A request has ended that pinned so much, with an answer or without: another may be read.
+    pub(crate) fn unpin(&self, connection: &Rc<Connection>, bytes: usize) {
+        connection.unpin(bytes);
+        if !connection.closed.get() {
+            self.list(connection);
+        }
+    }
+
     /// Answers a request. The bytes leave with the next [`Net::flush`].
     pub(crate) fn answer(&self, connection: &Rc<Connection>, place: Place, response: Response) {
         if connection.closed.get() {

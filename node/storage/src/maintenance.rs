@@ -57,6 +57,17 @@ struct Snapshot {
     filled: Vec<(Slot, Filled)>,
 }
 
+/// `retention.ms` of a log that keeps its records for ever.
+const NO_LIMIT: i64 = -1;
+
+/// What retention goes by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rules {
+    All,
+    /// Time has to wait for its interval: records may be old when they come.
+    Size,
+}
+
 /// A write of a fill, planned.
 struct Fill<D: Disk> {
     base: Offset,
@@ -93,7 +104,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             self.lay_out_journal().await;
             for slot in self.close_rolled().await {
                 // Of a log at its size one may go for each that is full: one by one, and not all of an interval's at once.
-                self.raise_log_start(slot, self.disk.now_ms(), false);
+                self.raise_log_start(slot, self.disk.now_ms(), Rules::Size, false);
             }
             let retention_due = self.disk.monotonic() >= retention_at;
             if retention_due {
@@ -608,7 +619,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         for slot in slots {
             let early = planted!(self.settings, UnlinkBeforeLogStart);
             if due {
-                self.raise_log_start(slot, now_ms, early);
+                self.raise_log_start(slot, now_ms, Rules::All, early);
             }
             let mut guard = self.state.borrow_mut();
             let state = &mut *guard;
@@ -640,7 +651,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     /// Journals a new log start where retention allows one, and rolls where the active segment's time is over.
-    fn raise_log_start(&self, slot: Slot, now_ms: i64, early: bool) {
+    fn raise_log_start(&self, slot: Slot, now_ms: i64, rules: Rules, early: bool) {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let Some(partition) = state.get_mut(slot) else { return };
@@ -648,7 +659,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             return;
         }
         partition.producers.expire(now_ms);
-        let config = partition.config.clone();
+        let mut config = (*partition.config).clone();
+        if rules == Rules::Size {
+            config.retention_ms = NO_LIMIT;
+        }
         let deletable = partition.log.deletable(now_ms, &config, partition.high_watermark);
         let roll =
             deletable.is_some_and(|deletable| deletable.roll) || partition.log.roll_due(now_ms, &config);

@@ -109,6 +109,10 @@ fn a_log_at_its_size_gives_up_a_segment_for_each_that_is_full() {
         let seldom = EngineSettings { retention_interval: Duration::from_secs(3600), ..in_steps(1) };
         let (engine, sink, slot) = filled(&disk, seldom).await;
         let (before, start) = (segments(&disk), engine.offsets(slot).unwrap().log_start);
+        // Its time has to wait.
+        engine.set_config(slot, LogConfig { retention_ms: 0, ..config() });
+        append(&disk, &engine, &sink, slot, 30).await;
+        assert_eq!(engine.offsets(slot).unwrap().log_start, start);
         engine.set_config(slot, LogConfig { retention_bytes: 100 << 10, ..config() });
         append(&disk, &engine, &sink, slot, 60).await;
         until(&disk, || engine.offsets(slot).unwrap().log_start > start && segments(&disk) < before).await;
