@@ -186,7 +186,7 @@ impl Sink for Around<'_> {
 /// the cuts. Of what a peer can make long, see [`encode_response_within`].
 pub fn encode_response<M: Message>(writer: &mut Writer, correlation_id: i32, version: i16, body: &M) {
     let encoded = encode_response_within(writer, i32::MAX as usize, correlation_id, version, body);
-    encoded.unwrap_or_else(|len| panic!("a frame of {len} bytes does not fit the protocol"));
+    encoded.expect("a frame fits the protocol");
 }
 
 /// As [`encode_response`], unless the frame would be longer than `len_max` bytes: then nothing is written, and the error is

@@ -30,7 +30,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         }
     });
     let responses = responses.collect();
-    Ok(request.respond(&AlterConfigsResponse { responses, ..AlterConfigsResponse::default() })?)
+    request.respond(&AlterConfigsResponse { responses, ..AlterConfigsResponse::default() })
 }
 
 fn changes<'a>(resource: &AlterConfigsResource<'a>) -> ResourceChanges<'a> {

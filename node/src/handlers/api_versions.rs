@@ -34,7 +34,7 @@ pub(super) fn handle(shard: &Shard, request: &Request) -> Result<Response, Refus
     if !named {
         let refused =
             ApiVersionsResponse { error_code: ErrorCode::InvalidRequest.code(), ..Default::default() };
-        return Ok(request.respond(&refused)?);
+        return request.respond(&refused);
     }
     let image = shard.image();
     let mut answer = table();
@@ -54,7 +54,7 @@ pub(super) fn handle(shard: &Shard, request: &Request) -> Result<Response, Refus
         .features()
         .map(|(name, level)| FinalizedFeatureKey { name, max_version_level: level, min_version_level: level })
         .collect();
-    Ok(request.respond(&answer)?)
+    request.respond(&answer)
 }
 
 /// The answer to a version that we do not know: in version 0, with the table, so that the client can go on.

@@ -49,7 +49,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         DescribedGroup { group_id, authorized_operations, ..group }
     });
     let groups = groups.collect();
-    Ok(request.respond(&ConsumerGroupDescribeResponse { groups, ..Default::default() })?)
+    request.respond(&ConsumerGroupDescribeResponse { groups, ..Default::default() })
 }
 
 fn described<'a>(group: &'a Described, image: &'a Image, version: i16) -> DescribedGroup<'a> {

@@ -24,11 +24,11 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     });
     let answer = match answer.await {
         Answer::ConsumerHeartbeat(answer) => answer,
-        Answer::Failed(code) => return Ok(request.respond(&refused(code, None))?),
+        Answer::Failed(code) => return request.respond(&refused(code, None)),
         other => unreachable!("no answer to ConsumerGroupHeartbeat: {other:?}"),
     };
     let answer = match &answer {
-        Err(refusal) => return Ok(request.respond(&refused(refusal.code, Some(&refusal.message)))?),
+        Err(refusal) => return request.respond(&refused(refusal.code, Some(&refusal.message))),
         Ok(answer) => answer,
     };
     let assignment = answer.assignment.as_ref().map(|partitions| Assignment {
@@ -40,13 +40,13 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             })
             .collect(),
     });
-    Ok(request.respond(&ConsumerGroupHeartbeatResponse {
+    request.respond(&ConsumerGroupHeartbeatResponse {
         member_id: Some(&answer.member_id),
         member_epoch: answer.member_epoch,
         heartbeat_interval_ms: answer.heartbeat_interval_ms,
         assignment,
         ..ConsumerGroupHeartbeatResponse::default()
-    })?)
+    })
 }
 
 fn refused(code: ErrorCode, text: Option<&str>) -> ConsumerGroupHeartbeatResponse<'_> {

@@ -37,7 +37,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             CreatePartitionsTopicResult { name: topic.name, error_code, error_message }
         })
         .collect();
-    Ok(request.respond(&CreatePartitionsResponse { results, ..CreatePartitionsResponse::default() })?)
+    request.respond(&CreatePartitionsResponse { results, ..CreatePartitionsResponse::default() })
 }
 
 fn new_partitions<'a>(topic: &CreatePartitionsTopic<'a>) -> NewPartitions<'a> {

@@ -34,7 +34,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         .filter(|(topic, _)| seen.insert(topic.name))
         .map(|(topic, decided)| result(topic.name, decided, &effective))
         .collect();
-    Ok(request.respond(&CreateTopicsResponse { topics, ..CreateTopicsResponse::default() })?)
+    request.respond(&CreateTopicsResponse { topics, ..CreateTopicsResponse::default() })
 }
 
 /// Has the controller decide. One answer per topic of the request.

@@ -26,5 +26,5 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         .zip(&answers)
         .map(|(group_id, answer)| DeletableGroupResult { group_id, error_code: code(answer).code() });
     let results = results.collect();
-    Ok(request.respond(&DeleteGroupsResponse { results, ..DeleteGroupsResponse::default() })?)
+    request.respond(&DeleteGroupsResponse { results, ..DeleteGroupsResponse::default() })
 }

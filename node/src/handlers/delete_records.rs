@@ -43,7 +43,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         // None: that shard has ended, and so does the node.
         *place = result(place.partition_index, deleted.unwrap_or(Err(ErrorCode::NotLeaderOrFollower)));
     }
-    Ok(request.respond(&DeleteRecordsResponse { topics, ..DeleteRecordsResponse::default() })?)
+    request.respond(&DeleteRecordsResponse { topics, ..DeleteRecordsResponse::default() })
 }
 
 /// A topic whose records may be deleted.

@@ -41,7 +41,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         .filter(|(topic, _)| seen.insert((topic.name, topic.id)))
         .map(|(topic, decided)| result(topic, decided))
         .collect();
-    Ok(request.respond(&DeleteTopicsResponse { responses, ..DeleteTopicsResponse::default() })?)
+    request.respond(&DeleteTopicsResponse { responses, ..DeleteTopicsResponse::default() })
 }
 
 fn asked<'a>(body: &DeleteTopicsRequest<'a>, version: i16) -> Vec<DeleteTopic<'a>> {

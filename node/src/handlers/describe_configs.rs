@@ -53,7 +53,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     }
     let results = body.resources.iter().zip(&described);
     let results = results.map(|(resource, described)| result(&body, resource, described)).collect();
-    Ok(request.respond(&DescribeConfigsResponse { results, ..DescribeConfigsResponse::default() })?)
+    request.respond(&DescribeConfigsResponse { results, ..DescribeConfigsResponse::default() })
 }
 
 fn describe(

@@ -48,7 +48,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         DescribedGroup { group_id, authorized_operations: operations, ..group }
     });
     let groups = groups.collect();
-    Ok(request.respond(&DescribeGroupsResponse { groups, ..DescribeGroupsResponse::default() })?)
+    request.respond(&DescribeGroupsResponse { groups, ..DescribeGroupsResponse::default() })
 }
 
 fn not_found(text: &str, version: i16) -> DescribedGroup<'_> {

@@ -53,7 +53,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         }
     };
     let body = DescribeLogDirsResponse { results: vec![result], ..DescribeLogDirsResponse::default() };
-    Ok(request.respond(&body)?)
+    request.respond(&body)
 }
 
 /// Partitions of one topic that are asked for and exist.

@@ -58,7 +58,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             Err(code) => refused(place.partition_index, code),
         };
     }
-    Ok(request.respond(&DescribeProducersResponse { topics, ..DescribeProducersResponse::default() })?)
+    request.respond(&DescribeProducersResponse { topics, ..DescribeProducersResponse::default() })
 }
 
 fn refused<'a>(partition_index: i32, code: ErrorCode) -> PartitionResponse<'a> {

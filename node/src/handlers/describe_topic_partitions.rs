@@ -21,7 +21,7 @@ pub(super) fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, R
     let body: DescribeTopicPartitionsRequest<'_> = request.body()?;
     let image = shard.image();
     let limit_max = shard.config().max_request_partition_size_limit as usize;
-    Ok(request.respond(&answer(&image, &body, limit_max))?)
+    request.respond(&answer(&image, &body, limit_max))
 }
 
 fn answer<'a>(

@@ -322,7 +322,7 @@ fn trim(reads: &mut [Read], bytes_max: usize) {
 
 /// The answer to all of a request that its session refuses.
 fn refuse(request: &Request, error: ErrorCode) -> Result<Response, Refusal> {
-    Ok(request.respond(&FetchResponse { error_code: error.code(), ..FetchResponse::default() })?)
+    request.respond(&FetchResponse { error_code: error.code(), ..FetchResponse::default() })
 }
 
 fn respond(

@@ -35,7 +35,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     if request.version >= SEVERAL_VERSION {
         let coordinators = body.coordinator_keys.iter().map(|key| find(key)).collect();
         let answer = FindCoordinatorResponse { coordinators, ..FindCoordinatorResponse::default() };
-        return Ok(request.respond(&answer)?);
+        return request.respond(&answer);
     }
     let found = find(body.key);
     let answer = FindCoordinatorResponse {
@@ -46,7 +46,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         port: found.port,
         ..FindCoordinatorResponse::default()
     };
-    Ok(request.respond(&answer)?)
+    request.respond(&answer)
 }
 
 /// The leader of the group's partition.

@@ -35,7 +35,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     });
     let responses = responses.collect();
     let body = IncrementalAlterConfigsResponse { responses, ..IncrementalAlterConfigsResponse::default() };
-    Ok(request.respond(&body)?)
+    request.respond(&body)
 }
 
 fn changes<'a>(resource: &AlterConfigsResource<'a>) -> ResourceChanges<'a> {

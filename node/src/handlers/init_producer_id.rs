@@ -40,7 +40,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             ..answer
         },
     };
-    Ok(request.respond(&answer)?)
+    request.respond(&answer)
 }
 
 fn refusal(body: &InitProducerIdRequest<'_>) -> Option<ErrorCode> {

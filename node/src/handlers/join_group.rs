@@ -39,7 +39,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, mut request: Request) -> Result<Re
         },
         other => unreachable!("no answer to JoinGroup: {other:?}"),
     };
-    Ok(request.respond(&response)?)
+    request.respond(&response)
 }
 
 /// No protocol, in the words of the version.

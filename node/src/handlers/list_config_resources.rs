@@ -27,7 +27,7 @@ pub(super) fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, R
         Ok(asked) => ListConfigResourcesResponse { config_resources: list(&image, &nodes, &asked), ..answer },
         Err(code) => ListConfigResourcesResponse { error_code: code.code(), ..answer },
     };
-    Ok(request.respond(&answer)?)
+    request.respond(&answer)
 }
 
 /// The kinds that are asked for; no kinds stand for all.

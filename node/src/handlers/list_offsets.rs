@@ -82,7 +82,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             place.leader_epoch = -1;
         }
     }
-    Ok(request.respond(&ListOffsetsResponse { topics, ..ListOffsetsResponse::default() })?)
+    request.respond(&ListOffsetsResponse { topics, ..ListOffsetsResponse::default() })
 }
 
 /// Partitions that a request has more than once: none of them is looked up, as with Kafka.

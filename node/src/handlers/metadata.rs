@@ -65,7 +65,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             })
         })
         .collect();
-    Ok(request.respond(&answer)?)
+    request.respond(&answer)
 }
 
 /// What is asked for, each once: by its id where it has one, else by its name.

@@ -54,7 +54,7 @@ use flumen_wire::frame::{RequestHeader, encode_response_within};
 
 use crate::net::Flow;
 use crate::net::connection::{Connection, Place, TASK_BYTES};
-use crate::net::response::{RESPONSE_BYTES_MAX, Response, ResponseTooLarge};
+use crate::net::response::{RESPONSE_BYTES_MAX, Response};
 use crate::runtime;
 use crate::shard::Shard;
 
@@ -81,16 +81,8 @@ pub(crate) struct Request {
 pub(crate) enum Refusal {
     /// Its bytes are not what its header says.
     Malformed(DecodeError),
-    /// What it asks for is more than a response may hold.
-    TooLarge(ResponseTooLarge),
     /// Its connection is to be closed for this reason.
     Close(String),
-}
-
-impl From<ResponseTooLarge> for Refusal {
-    fn from(error: ResponseTooLarge) -> Self {
-        Refusal::TooLarge(error)
-    }
 }
 
 impl From<DecodeError> for Refusal {
@@ -119,16 +111,16 @@ impl Request {
     }
 
     /// The response frame of a body without spliced records.
-    pub(crate) fn respond<M: Message>(&self, body: &M) -> Result<Response, ResponseTooLarge> {
+    pub(crate) fn respond<M: Message>(&self, body: &M) -> Result<Response, Refusal> {
         self.encode(body).map(Response::encoded)
     }
 
     /// The response frame of a body; what is spliced in is left out.
-    fn encode<M: Message>(&self, body: &M) -> Result<Writer, ResponseTooLarge> {
+    fn encode<M: Message>(&self, body: &M) -> Result<Writer, Refusal> {
         let mut writer = Writer::new();
         let (id, version) = (self.correlation_id, self.version);
         encode_response_within(&mut writer, RESPONSE_BYTES_MAX, id, version, body)
-            .map_err(ResponseTooLarge)?;
+            .map_err(|len| Refusal::Close(too_large(self.key, len)))?;
         Ok(writer)
     }
 
@@ -197,18 +189,24 @@ fn run(shard: Rc<Shard>, request: Request) {
                 shard.net.answer(&connection, place, response);
                 shard.probe.request(key as i16, runtime::uptime().saturating_sub(began), error);
             }
-            Err(refusal) => {
-                let reason = match refusal {
-                    Refusal::Malformed(error) => format!("{} that cannot be read: {error}", key.name()),
-                    Refusal::TooLarge(error) => format!("{} {error}", key.name()),
-                    Refusal::Close(reason) => reason,
-                };
-                crate::net::Requests::complain(&*shard, connection.peer, &reason);
-                shard.net.close(&connection);
-            }
+            Err(refusal) => close(&shard, &connection, key, refusal),
         }
         shard.net.flush(&*shard);
     });
+}
+
+/// Ends the connection of a request that gets no response.
+fn close(shard: &Shard, connection: &Rc<Connection>, key: ApiKey, refusal: Refusal) {
+    let reason = match refusal {
+        Refusal::Malformed(error) => format!("{} that cannot be read: {error}", key.name()),
+        Refusal::Close(reason) => reason,
+    };
+    crate::net::Requests::complain(shard, connection.peer, &reason);
+    shard.net.close(connection);
+}
+
+fn too_large(key: ApiKey, len: usize) -> String {
+    format!("{} whose response would take {len} bytes, where {RESPONSE_BYTES_MAX} are allowed", key.name())
 }
 
 /// Whether few bytes may ask for many: of these a connection has one at a time.

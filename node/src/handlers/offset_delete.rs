@@ -30,7 +30,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         Answer::OffsetsDeleted(codes) => codes,
         Answer::Failed(code) => {
             let failed = OffsetDeleteResponse { error_code: code.code(), ..OffsetDeleteResponse::default() };
-            return Ok(request.respond(&failed)?);
+            return request.respond(&failed);
         }
         other => unreachable!("no answer to OffsetDelete: {other:?}"),
     };
@@ -50,6 +50,5 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             })
             .collect(),
     });
-    Ok(request
-        .respond(&OffsetDeleteResponse { topics: topics.collect(), ..OffsetDeleteResponse::default() })?)
+    request.respond(&OffsetDeleteResponse { topics: topics.collect(), ..OffsetDeleteResponse::default() })
 }

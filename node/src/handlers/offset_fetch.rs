@@ -61,7 +61,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             topics: fetched.topics.iter().map(|(topic, code)| new_topic(topic, *code, version)).collect(),
         });
         let groups = groups.collect();
-        return Ok(request.respond(&OffsetFetchResponse { groups, ..OffsetFetchResponse::default() })?);
+        return request.respond(&OffsetFetchResponse { groups, ..OffsetFetchResponse::default() });
     }
     let fetched = fetch(shard, of_one(shard, &body), version).await;
     let error_code = if version >= ALL_TOPICS_VERSION { fetched.error.code() } else { 0 };
@@ -80,7 +80,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
             .collect(),
     });
     let topics = topics.collect();
-    Ok(request.respond(&OffsetFetchResponse { topics, error_code, ..OffsetFetchResponse::default() })?)
+    request.respond(&OffsetFetchResponse { topics, error_code, ..OffsetFetchResponse::default() })
 }
 
 fn known_id(shard: &Shard, name: &str) -> TopicId {

@@ -45,7 +45,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         let found = found.next().flatten();
         *place = found.unwrap_or_else(|| failed(place.partition, ErrorCode::NotLeaderOrFollower));
     }
-    Ok(request.respond(&OffsetForLeaderEpochResponse { topics, ..Default::default() })?)
+    request.respond(&OffsetForLeaderEpochResponse { topics, ..Default::default() })
 }
 
 fn look_up(shard: &Shard, partition: PartitionId, current: i32, asked: i32) -> EpochEndOffset {

@@ -16,7 +16,7 @@ use flumen_wire::messages::produce_response::{
     BatchIndexAndErrorMessage, PartitionProduceResponse, ProduceResponse, TopicProduceResponse,
 };
 
-use super::Request;
+use super::{Refusal, Request};
 use crate::net::Flow;
 use crate::runtime;
 use crate::shard::Shard;
@@ -340,8 +340,7 @@ pub(crate) fn answer(shard: &Shard, call: ProduceCall) {
     let Some(place) = request.place else {
         if !error.is_none() {
             let reason = format!("closed: a produce without acks was refused with {error}");
-            crate::net::Requests::complain(shard, request.connection.peer, &reason);
-            shard.net.close(&request.connection);
+            super::close(shard, &request.connection, request.key, Refusal::Close(reason));
         }
         return;
     };
@@ -362,11 +361,7 @@ pub(crate) fn answer(shard: &Shard, call: ProduceCall) {
     let body = ProduceResponse { responses, ..ProduceResponse::default() };
     match request.respond(&body) {
         Ok(response) => shard.net.answer(&request.connection, place, response),
-        Err(error) => {
-            let reason = format!("{} {error}", request.key.name());
-            crate::net::Requests::complain(shard, request.connection.peer, &reason);
-            shard.net.close(&request.connection);
-        }
+        Err(refusal) => super::close(shard, &request.connection, request.key, refusal),
     }
 }
 

@@ -37,16 +37,6 @@ pub(crate) struct Response {
 /// How long a response may be, in bytes: above all that clients take, whose requests can ask for more.
 pub(crate) const RESPONSE_BYTES_MAX: usize = 256 << 20;
 
-/// A response that would be longer than any may be: how long.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ResponseTooLarge(pub(crate) usize);
-
-impl std::fmt::Display for ResponseTooLarge {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "whose response would take {} bytes, where {RESPONSE_BYTES_MAX} are allowed", self.0)
-    }
-}
-
 impl Response {
     /// A response that was written whole, length prefix included.
     pub(crate) fn encoded(written: Writer) -> Response {

@@ -40,6 +40,8 @@ const INDEXES_KEPT_MAX: usize = 64;
 const INDEXES_KEPT_LAST_MAX: usize = 1024;
 /// What is scanned at once to complete an index that nobody asked for.
 const INDEX_SCAN_BYTES_MAX: u64 = 16 << 20;
+/// `retention.ms` of a log that keeps its records for ever.
+const NO_LIMIT: i64 = -1;
 /// Longest rest after a write of a fill.
 const FILL_REST_MAX: Duration = Duration::from_millis(10);
 
@@ -56,9 +58,6 @@ struct Snapshot {
     /// What it says of each partition.
     filled: Vec<(Slot, Filled)>,
 }
-
-/// `retention.ms` of a log that keeps its records for ever.
-const NO_LIMIT: i64 = -1;
 
 /// What retention goes by.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -602,6 +601,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 closed.push(slot);
             }
         }
+        closed.dedup();
         closed
     }
 
@@ -659,9 +659,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             return;
         }
         partition.producers.expire(now_ms);
-        let mut config = (*partition.config).clone();
+        let mut config = Rc::clone(&partition.config);
         if rules == Rules::Size {
-            config.retention_ms = NO_LIMIT;
+            Rc::make_mut(&mut config).retention_ms = NO_LIMIT;
         }
         let deletable = partition.log.deletable(now_ms, &config, partition.high_watermark);
         let roll =
