@@ -10,7 +10,6 @@ own temporary folder.
 """
 
 import contextlib
-import ctypes
 import os
 import pathlib
 import random
@@ -35,10 +34,9 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FLUMEN_")}
 
 
-def end_with_parent() -> None:
-    """In the child: a suite that is killed leaves no broker behind."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+# Before a command: a suite that is killed leaves nothing behind. Not by `preexec_fn`, which may deadlock in a child of a
+# process that has threads.
+END_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 
 
 def _outgoing_ports() -> range:
@@ -111,8 +109,8 @@ class Broker:
         self._prepare()
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                env=self._environment(), preexec_fn=end_with_parent,
+                [*END_WITH_PARENT, *self._command()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+                env=self._environment(),
             )  # fmt: skip
 
     def _wait_ready(self, deadline: float) -> None:

@@ -86,8 +86,8 @@ class Member:
         self.assignments = 0
         self.said_else: collections.deque[str] = collections.deque(maxlen=40)
         self.process = subprocess.Popen(
-            [*program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", preexec_fn=brokers.end_with_parent,
+            [*brokers.END_WITH_PARENT, *program, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
         self.reading = threading.Thread(target=self._read, daemon=True)
         self.reading.start()

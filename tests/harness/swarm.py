@@ -10,6 +10,7 @@ The leader of a group deals its partitions out evenly.
 
 import collections
 import heapq
+import math
 import selectors
 import struct
 import time
@@ -131,6 +132,11 @@ class Swarm:
             self.selector.register(one.connection.socket, selectors.EVENT_READ, one)
         self.members += fresh
         return fresh
+
+    def fall_silent(self) -> None:
+        """No heartbeats from now on, so nobody hears of what happens to its group."""
+        self.heartbeat_s = math.inf
+        self.due.clear()
 
     def deal(self, members: list[str]) -> dict[str, bytes]:
         members.sort()

@@ -297,7 +297,7 @@ def test_brokers_that_are_killed_in_the_midst_are_compared(tmp_path):
         result = run["result"]
         (restart,) = result["restarts"]
         assert 1 <= restart["killed_at_s"] < 2
-        assert 0 < restart["first_acknowledgement_ns"] < 4e9
+        assert restart["first_acknowledgement_ns"] > 0
         assert result["broker_process"]["restarted"]
         # What was acknowledged before the kill is there after it.
         assert result["integrity"]["checked"] > 500 and result["integrity"]["lost"] == 0

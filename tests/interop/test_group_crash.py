@@ -46,18 +46,21 @@ def positions(connection, group) -> dict[int, int]:
 
 def test_classic_members(broker, topic):
     """Half are in a generation, the other half wait for it to end when the node is killed."""
-    with wire.Connection(broker.port) as connection, swarm.Swarm(broker.port, topic, PARTITIONS, heartbeat_s=60) as crowd:
+    with wire.Connection(broker.port) as connection, swarm.Swarm(broker.port, topic, PARTITIONS, heartbeat_s=0.2) as crowd:
         old = crowd.connect({topic: MEMBERS})
         for one in old:
             one.join()
         crowd.run_until(crowd.settled, 60)
+        crowd.fall_silent()
         late = crowd.connect({topic: LATE})
         for one in late:
             one.join()
         # With their ids they ask again, and wait: nobody of the generation knows of it yet.
         crowd.run_until(lambda: all(one.joins == 2 for one in late), 60)
         generation, ids = old[0].generation, {one.id for one in old}
-        while groups.heartbeat(connection, topic, generation, old[0].id) != groups.REBALANCE_IN_PROGRESS:
+        deadline = time.monotonic() + 20
+        while (code := groups.heartbeat(connection, topic, generation, old[0].id)) != groups.REBALANCE_IN_PROGRESS:
+            assert code == wire.NONE and time.monotonic() < deadline, f"code {code}, answers {dict(crowd.codes)}"
             time.sleep(0.01)
         for at, one in enumerate(old):
             taken = groups.commit(connection, topic, {(topic, at): 100 + at}, generation=generation, member=one.id)

@@ -33,9 +33,10 @@ class Kcat:
         self.records: list[tuple[bytes, bytes]] = []
         self.said = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            ["kcat", "-b", broker.address, "-u", "-q", "-f", "%p\t%s\n", "-X", "auto.offset.reset=earliest",
-             "-X", "session.timeout.ms=6000", "-d", "cgrp,topic,metadata", *settings, "-G", group, topic],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.said, preexec_fn=brokers.end_with_parent,
+            [*brokers.END_WITH_PARENT, "kcat", "-b", broker.address, "-u", "-q", "-f", "%p\t%s\n",
+             "-X", "auto.offset.reset=earliest", "-X", "session.timeout.ms=6000", "-d", "cgrp,topic,metadata",
+             *settings, "-G", group, topic],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.said,
         )  # fmt: skip
         self.reading = threading.Thread(target=self._read, daemon=True)
         self.reading.start()

@@ -23,8 +23,8 @@ class Tools:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            places.java("ToolRunner", options=members.JVM, class_path=(places.JAVA_PROGRAMS,)),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=brokers.end_with_parent,
+            [*brokers.END_WITH_PARENT, *places.java("ToolRunner", options=members.JVM, class_path=(places.JAVA_PROGRAMS,))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def run(self, *words) -> tuple[int, str]:
