@@ -28,7 +28,7 @@ import subprocess
 import threading
 import time
 
-from . import brokers, places, wire
+from . import brokers, groups, places, wire
 
 SESSION_MS = 6_000
 # What a broker is started with, so that a dead member is noticed in that time with every protocol.
@@ -131,7 +131,8 @@ class Member:
         self.owned = set()
 
     def tail(self) -> str:
-        last = [f"{one.time_us} {one.kind} {' '.join(one.words)}" for one in self.events[-15:]]
+        told = [one for one in self.events if one.kind not in ("record", "committed")]
+        last = [f"{one.time_us} {one.kind} {' '.join(one.words)}" for one in [*told[-15:], *self.events[-5:]]]
         return "\n".join([*last, *self.said_else])
 
 
@@ -169,7 +170,13 @@ class Group:
             time.sleep(0.02)
 
     def state(self) -> str:
-        return "\n".join(
+        """The group as the broker has it, and as its members say."""
+        try:
+            with wire.Connection(self.broker.port, timeout_s=5) as connection:
+                known = groups.describe(connection, self.name)
+        except (OSError, wire.Closed) as error:
+            known = error
+        return f"{known}\n" + "\n".join(
             f"-- {one.name} {'runs' if one.running() else one.process.returncode}, owns {sorted(one.owned)}\n{one.tail()}"
             for one in self.every
         )

@@ -12,7 +12,7 @@ const say = event => writeSync(1, `${Math.round((performance.timeOrigin + perfor
 
 const kafka = new kafkajs.Kafka({
   brokers: [address],
-  logLevel: kafkajs.logLevel.NOTHING,
+  logLevel: kafkajs.logLevel.WARN,
   retry: { initialRetryTime: 100, maxRetryTime: 500, retries: 100 },
 })
 const consumer = kafka.consumer({
