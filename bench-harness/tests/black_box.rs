@@ -167,10 +167,9 @@ fn a_result_that_cannot_be_written_is_told_and_the_figures_are_printed() {
     assert_code(&output, 1, "No space left");
     assert!(text(&output).contains("records/s"), "what was measured is not lost");
     // A folder that is not there is found before the run.
-    let began = Instant::now();
     let output = run(&broker.address, &scenario, &["-o", "/no/such/folder/result.json"]);
     assert_code(&output, 1, "/no/such/folder");
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(!text(&output).contains("records/s"), "nothing was measured");
 }
 
 #[test]
