@@ -25,6 +25,7 @@ const consumer = kafka.consumer({
 
 const uncommitted = new Map()
 let committedAt = Date.now()
+let refusedSince = null
 let leaving = false
 
 // One at a time: the client sends a commit that failed again by itself, and an older one must not come after a newer.
@@ -45,11 +46,24 @@ async function commitOnce() {
     await consumer.commitOffsets(offsets)
   } catch (refused) {
     say(`refused ${refused.name}`)
+    refusedSince ??= Date.now()
+    // Not awaited: it waits for the batch in hand, which waits for this.
+    if (!leaving && Date.now() - refusedSince > 2 * Number(sessionMs)) beginAnew()
   }
+}
+
+// A client whose connection ends while it joins again, after it was told that it is no member, goes on without an id: it
+// neither beats nor joins any more, and says nothing (kafkajs 2.2.4). Its user sees that commits are refused for too long.
+async function beginAnew() {
+  refusedSince = null
+  say('lost all')
+  await consumer.stop()
+  await run()
 }
 
 // The call above may return without having sent anything; this says what the broker has acknowledged.
 consumer.on(consumer.events.COMMIT_OFFSETS, ({ payload }) => {
+  refusedSince = null
   for (const { partitions } of payload.topics) {
     for (const { partition, offset } of partitions) {
       say(`committed ${partition} ${offset}`)
@@ -61,26 +75,32 @@ consumer.on(consumer.events.COMMIT_OFFSETS, ({ payload }) => {
 // The client does not say what is taken away: an assignment replaces the one before.
 consumer.on(consumer.events.GROUP_JOIN, ({ payload }) => {
   uncommitted.clear()
+  refusedSince = null
   say('revoked all')
   say(`assigned ${(payload.memberAssignment[topic] ?? []).join(',')}`)
 })
 consumer.on(consumer.events.CRASH, ({ payload }) => say(`error ${payload.error.message}`))
 
+// Begins to consume.
+function run() {
+  return consumer.run({
+    autoCommit: false,
+    partitionsConsumedConcurrently: 1,
+    eachBatch: async ({ batch, resolveOffset, isRunning, isStale }) => {
+      for (const message of batch.messages) {
+        if (leaving || !isRunning() || isStale()) break
+        say(`record ${batch.partition} ${message.offset}`)
+        uncommitted.set(batch.partition, BigInt(message.offset) + 1n)
+        resolveOffset(message.offset)
+      }
+      if (Date.now() - committedAt >= COMMIT_INTERVAL_MS) await commit()
+    },
+  })
+}
+
 await consumer.connect()
 await consumer.subscribe({ topic, fromBeginning: true })
-await consumer.run({
-  autoCommit: false,
-  partitionsConsumedConcurrently: 1,
-  eachBatch: async ({ batch, resolveOffset, isRunning, isStale }) => {
-    for (const message of batch.messages) {
-      if (leaving || !isRunning() || isStale()) break
-      say(`record ${batch.partition} ${message.offset}`)
-      uncommitted.set(batch.partition, BigInt(message.offset) + 1n)
-      resolveOffset(message.offset)
-    }
-    if (Date.now() - committedAt >= COMMIT_INTERVAL_MS) await commit()
-  },
-})
+await run()
 const ticking = setInterval(commit, COMMIT_INTERVAL_MS)
 
 process.once('SIGTERM', async () => {
