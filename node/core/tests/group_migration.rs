@@ -580,3 +580,30 @@ fn migration_may_be_forbidden() {
     world.pass(5);
     assert_eq!((world.kind(), world.clients[&0].owned.len()), (Some("consumer"), PARTITIONS as usize));
 }
+
+/// An id goes with its instance: when that was removed, whoever still has both comes again as a new member.
+#[test]
+fn a_static_member_that_was_removed_comes_again_as_a_new_one() {
+    let mut world = World::new(true);
+    world.run(&Event::Come { who: 0, is_consumer: true });
+    world.pass(5);
+    let said = ConsumerProtocolSubscription { topics: vec!["t"], ..ConsumerProtocolSubscription::default() };
+    let said = said.to_versioned(1);
+    let mut join = |member_id: &str| {
+        let request = JoinGroupRequest {
+            group_id: "g",
+            session_timeout_ms: SESSION_MS,
+            rebalance_timeout_ms: 30_000,
+            member_id,
+            group_instance_id: Some("instance"),
+            protocol_type: "consumer",
+            protocols: vec![JoinGroupRequestProtocol { name: PROTOCOL, metadata: &said }],
+            ..JoinGroupRequest::default()
+        };
+        let token = world.ask(Request::JoinGroup(&request), 5);
+        let Answer::Joined(answer) = world.answered(token) else { panic!("no answer to a join") };
+        answer.error
+    };
+    assert_eq!(join("removed"), ErrorCode::UnknownMemberId);
+    assert_eq!(join(""), ErrorCode::None);
+}

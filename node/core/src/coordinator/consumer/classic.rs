@@ -249,6 +249,10 @@ impl Draft<'_> {
         let known =
             join.request.group_instance_id.and_then(|instance_id| self.group.static_member(instance_id));
         let Some((known, member)) = known else {
+            if join.request.group_instance_id.is_some() && !join.request.member_id.is_empty() {
+                // Its instance was removed: it comes again as a new member.
+                return Err(ErrorCode::UnknownMemberId);
+            }
             return Ok(match self.group.member(&id) {
                 Some(member) => (id, member.clone(), false),
                 None => (id, Member::default(), true),

@@ -27,9 +27,11 @@ impl Coordinator {
         caller: &Caller<'_>,
         request: &OffsetCommitRequest<'_>,
     ) -> Answer {
-        if let Err(refusal) = self.check_commit(cx, caller, request) {
-            return Answer::Failed(refusal);
-        }
+        // Nobody asks the group about what does not exist, as in Kafka; and a commit of that alone renews no session.
+        let exists =
+            |topic: &OffsetCommitRequestTopic<'_>| existing(cx, topic, caller.version).next().is_some();
+        let asks = request.topics.is_empty() || request.topics.iter().any(exists);
+        let refusal = if asks { self.check_commit(cx, caller, request).err() } else { None };
         let room = OFFSETS_PER_COORDINATOR_MAX.saturating_sub(self.offsets.len());
         let mut records = Vec::new();
         let bytes_max = OFFSET_COMMIT_BYTES_MAX.min(cx.decision_bytes_max);
@@ -51,7 +53,9 @@ impl Coordinator {
                 let is_new = self.offsets.get(request.group_id, &known.name, index).is_none();
                 if known.partition(index).is_none() {
                     codes.push(ErrorCode::UnknownTopicOrPartition);
-                } else if metadata.len() > cx.config.offset_metadata_bytes_max as usize {
+                } else if let Some(refusal) = refusal {
+                    codes.push(refusal);
+                } else if is_too_long(metadata, cx.config.offset_metadata_bytes_max as usize) {
                     codes.push(ErrorCode::OffsetMetadataTooLarge);
                 } else {
                     let committed = Committed {
@@ -75,7 +79,10 @@ impl Coordinator {
             }
         }
         self.write_all(records);
-        Answer::Committed(codes)
+        match refusal {
+            Some(refusal) if codes.iter().all(|code| *code == refusal) => Answer::Failed(refusal),
+            _ => Answer::Committed(codes),
+        }
     }
 
     fn check_commit(
@@ -97,11 +104,8 @@ impl Coordinator {
                 let right = group.check_commit(member_id, epoch, caller.version);
                 let right = right.map_err(|refused| refused.code)?;
                 // One that is not its own to commit fails all, as in Kafka. Unknown ones have a code of their own.
-                request.topics.iter().try_for_each(|topic| {
-                    let Some(known) = known_topic(cx, topic, caller.version) else { return Ok(()) };
-                    let id = |index| PartitionId { topic: known.id, partition: index };
-                    topic.partitions.iter().try_for_each(|one| right.check(id(one.partition_index)))
-                })
+                let mut named = request.topics.iter().flat_map(|topic| existing(cx, topic, caller.version));
+                named.try_for_each(|id| right.check(id))
             }
             Some(Group::Classic(_)) => {
                 self.check_classic_commit(cx, request.group_id, member_id, request.group_instance_id, epoch)
@@ -120,6 +124,24 @@ fn known_topic<'a>(
     } else {
         cx.image.topic(topic.name)
     }
+}
+
+/// The partitions that are named and exist.
+fn existing<'a>(
+    cx: &Context<'a>,
+    topic: &'a OffsetCommitRequestTopic<'_>,
+    version: i16,
+) -> impl Iterator<Item = PartitionId> + 'a {
+    let named = topic.partitions.iter().map(|one| one.partition_index);
+    known_topic(cx, topic, version).into_iter().flat_map(move |known| {
+        let here = named.clone().filter(|index| known.partition(*index).is_some());
+        here.map(|index| PartitionId { topic: known.id, partition: index })
+    })
+}
+
+/// In what Java calls characters: UTF-16 units, of which each takes at most three bytes.
+fn is_too_long(metadata: &str, max: usize) -> bool {
+    metadata.len() > max && metadata.encode_utf16().count() > max
 }
 
 /// A client of old may say for how long its offsets are to be kept.
