@@ -116,8 +116,9 @@ impl<T> Pipe<T> {
     ) {
         let correlation_id = self.next_correlation_id;
         self.next_correlation_id = correlation_id.wrapping_add(1) & i32::MAX;
-        if self.written == self.outgoing.len() {
-            self.outgoing.clear();
+        // Also where the kernel never takes all: what it has taken goes once it is as much as what would be moved.
+        if self.written >= self.unsent_bytes() {
+            self.outgoing.drain(..self.written);
             self.written = 0;
         }
         self.outgoing = write(std::mem::take(&mut self.outgoing), correlation_id);
