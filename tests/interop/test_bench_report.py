@@ -263,6 +263,42 @@ def test_a_group_reads_all_and_who_is_slow_loses_nothing(tmp_path):
         assert integrity["unread"] > 500 and integrity["lost"] == integrity["duplicated"] == 0
 
 
+HISTORY = """
+[topic]
+name = "bench-history"
+partitions = 4
+[[phases]]
+name = "fill"
+seconds = 30
+warmup_seconds = 0
+bytes = 4000000
+[[phases.producers]]
+load = "closed"
+payload.size = 1000
+[[phases]]
+name = "read"
+seconds = 8
+warmup_seconds = 0
+[[phases.consumers]]
+mode = "group"
+from = "earliest"
+count = 2
+"""
+
+
+def test_a_group_that_reads_old_data_is_counted_until_it_has(tmp_path):
+    """All of it, though one member is there before the other; and what was sent long ago has no latency."""
+    scenario, output = tmp_path / "history.toml", tmp_path / "r.json"
+    scenario.write_text(HISTORY)
+    with brokers.Flumen() as node:
+        bench("run", scenario, "-b", node.address, "-o", output)
+    result = json.loads(output.read_text())
+    (appended,) = [one["appended"] for one in result["growths"]]
+    (read,) = [part for part in result["parts"] if part["phase"] == "read"]
+    assert read["records"] == appended >= 4000 and "latency" not in read
+    assert sum(second["length_s"] for second in read["seconds"]) < 7
+
+
 def test_kafka_is_started_and_compared(tmp_path):
     folder = tmp_path / "data"
     output = tmp_path / "c.json"

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const OPEN_MAX: usize = 2000;
 /// Idle ones that one thread opens at once: few enough for any broker's backlog.
 const OPENING_MAX: usize = 32;
+/// Between two looks whether something is over.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Opens those that stay idle: before the load begins, so that what they cost the broker is there when it is watched.
 pub(super) async fn open_idle(shop: &Shop, plan: &ChurnPlan) -> Result<Vec<Link>, Error> {
@@ -34,7 +36,7 @@ pub(super) async fn churn(shop: Rc<Shop>, plan: ChurnPlan, idle: Vec<Link>) {
         open_by_the_clock(&shop, &plan).await;
     }
     while shop.ns(Instant::now()) < shop.control.end_ns() && !shop.control.is_abandoned() {
-        runtime::sleep(Duration::from_millis(20)).await;
+        runtime::sleep(LOOK_INTERVAL).await;
     }
     drop(idle);
 }
@@ -46,7 +48,7 @@ fn settings(shop: &Shop) -> LinkSettings {
 async fn open_by_the_clock(shop: &Rc<Shop>, plan: &ChurnPlan) {
     let law = Producers { rate: plan.settings.rate, ..Producers::default() };
     let mut schedule = Schedule::new(&law, plan.share, shop.plan.length.as_secs_f64(), shop.plan.seed, None);
-    let open = Rc::new(Cell::new(0));
+    let (open, unanswered) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let mut number = 0;
     while schedule.next_ns() < shop.control.end_ns() && !shop.control.is_abandoned() {
         let due_ns = schedule.next_ns();
@@ -57,19 +59,28 @@ async fn open_by_the_clock(shop: &Rc<Shop>, plan: &ChurnPlan) {
         schedule.advance();
         number += 1;
         open.set(open.get() + 1);
+        unanswered.set(unanswered.get() + 1);
         let address = shop.plan.brokers[number % shop.plan.brokers.len()].clone();
-        let (shop, open, part) = (shop.clone(), open.clone(), plan.part);
+        let (shop, open, unanswered, part) = (shop.clone(), open.clone(), unanswered.clone(), plan.part);
         let hold = Duration::from_secs_f64(plan.settings.hold_ms / 1e3);
         runtime::spawn(async move {
-            if let Err(error) = visit(&shop, &address, due_ns, part, hold).await {
-                shop.error(part, &error_name(&error), 1);
+            let visited = visit(&shop, &address, due_ns, part).await;
+            unanswered.set(unanswered.get() - 1);
+            match visited {
+                Ok(_open) => runtime::sleep(hold).await,
+                Err(error) => shop.error(part, &error_name(&error), 1),
             }
             open.set(open.get() - 1);
         });
     }
+    // Each has its answer or its error by the request timeout: a broker that stands still at the end is seen.
+    while unanswered.get() > 0 && !shop.control.is_abandoned() {
+        runtime::sleep(LOOK_INTERVAL).await;
+    }
 }
 
-async fn visit(shop: &Shop, address: &str, due_ns: u64, part: usize, hold: Duration) -> Result<(), Error> {
+/// The connection, once it was answered.
+async fn visit(shop: &Shop, address: &str, due_ns: u64, part: usize) -> Result<Link, Error> {
     let link = Link::connect(address, &settings(shop)).await?;
     let names = Some(Vec::new());
     let asked = link.call(|_| MetadataRequest { topics: names, ..Default::default() }).await?;
@@ -80,6 +91,5 @@ async fn visit(shop: &Shop, address: &str, due_ns: u64, part: usize, hold: Durat
         let amount = Amount { requests: 1, ..Amount::default() };
         tallies[part].count(amount, now_ns, shop.control.end_ns());
     }
-    runtime::sleep(hold).await;
-    Ok(())
+    Ok(link)
 }

@@ -62,12 +62,15 @@ pub(super) async fn read_in_group(
     };
     let mut reader = GroupReader {
         consumer: Consumer::new(&cluster, settings),
+        cluster,
         member,
         begin,
+        ends: None,
         topics,
         receipts: Receipts::of_member(plan.group),
         counted: 0,
         committed_at: Instant::now(),
+        has_caught_up: false,
         plan,
     };
     reader.join().await?;
@@ -77,15 +80,20 @@ pub(super) async fn read_in_group(
 
 struct GroupReader {
     plan: ReaderPlan,
+    cluster: Cluster,
     member: GroupMember,
     consumer: Consumer,
     /// Where what nobody has committed begins.
     begin: BTreeMap<TopicPartition, i64>,
+    /// Where everything ends that was acknowledged. What answers to fetches said of ends may be older than that.
+    ends: Option<BTreeMap<TopicPartition, i64>>,
     topics: BTreeMap<String, u32>,
     receipts: Receipts,
     /// Of the distinct records, those that the group's count has.
     counted: u64,
     committed_at: Instant,
+    /// All that was there is read, where that is the work.
+    has_caught_up: bool,
 }
 
 impl GroupReader {
@@ -113,6 +121,11 @@ impl GroupReader {
             }
             if let Some(acknowledged) = shop.control.sealed() {
                 let since = *sealed_since.get_or_insert_with(Instant::now);
+                if self.ends.is_none()
+                    && let Err(error) = self.find_ends().await
+                {
+                    shop.error(self.plan.part, &error_name(&error), 1);
+                }
                 if self.is_complete(shop, acknowledged, since) {
                     break;
                 }
@@ -123,32 +136,50 @@ impl GroupReader {
             }
         }
         self.note_reached();
-        shop.note_end(self.plan.part);
+        if !self.has_caught_up {
+            shop.note_end(self.plan.part);
+        }
         let _ = self.commit().await;
         let _ = self.member.leave().await;
         self.receipts.into_received()
     }
 
+    /// Whether its work is what was there before.
+    fn reads_history(&self) -> bool {
+        !self.plan.checks && self.plan.settings.from == From::Earliest
+    }
+
+    async fn find_ends(&mut self) -> Result<(), Error> {
+        let all: Vec<TopicPartition> = self.begin.keys().cloned().collect();
+        self.ends = Some(offsets_at(&self.cluster, &all, LATEST).await?);
+        Ok(())
+    }
+
+    fn is_at_end(&self, at: &TopicPartition, offset: i64) -> bool {
+        let end = self.ends.as_ref().and_then(|ends| ends.get(at));
+        end.is_some_and(|end| offset >= *end)
+    }
+
     /// What was given to several members is in the group's count several times: it alone ends nothing.
     fn is_complete(&mut self, shop: &Shop, acknowledged: u64, since: Instant) -> bool {
         let received = shop.control.group_received[self.plan.group].load(Ordering::Relaxed);
-        let mut positions = self.consumer.positions().values();
-        let is_at_end = positions.all(|one| one.end >= 0 && one.offset >= one.end);
+        let is_at_end = self.consumer.positions().iter().all(|(at, one)| self.is_at_end(at, one.offset));
         let is_stable = self.member.must_rejoin().is_ok_and(|must| !must);
         (received >= acknowledged && is_at_end && is_stable)
             || self.receipts.is_quiet(since, self.plan.settings.pause())
     }
 
-    /// Called long after the last acknowledgement: what ends there is known by then.
     fn note_reached(&mut self) {
-        for (at, position) in self.consumer.positions() {
-            if let Some(topic) = self.topics.get(&*at.topic)
-                && position.end >= 0
-                && position.offset >= position.end
-            {
-                self.receipts.note_reached(Place { topic: *topic, partition: at.partition });
-            }
-        }
+        let reached: Vec<_> = self
+            .consumer
+            .positions()
+            .iter()
+            .filter(|(at, position)| self.is_at_end(at, position.offset))
+            .filter_map(|(at, _)| {
+                Some(Place { topic: *self.topics.get(&*at.topic)?, partition: at.partition })
+            })
+            .collect();
+        reached.into_iter().for_each(|place| self.receipts.note_reached(place));
     }
 
     async fn step(&mut self, shop: &Shop) -> Result<(), Error> {
@@ -159,6 +190,11 @@ impl GroupReader {
         if self.committed_at.elapsed() > COMMIT_INTERVAL {
             self.commit().await?;
         }
+        if self.reads_history() && !shop.has_started() {
+            // It is there to be read by all of the group, when the time for it begins.
+            runtime::sleep(POLL_TIMEOUT).await;
+            return Ok(());
+        }
         if !self.plan.settings.pause().is_zero() {
             runtime::sleep(self.plan.settings.pause()).await;
         }
@@ -167,7 +203,12 @@ impl GroupReader {
         let Some(fetched) = polled else { return Ok(()) };
         let now = Instant::now();
         let now_unix_ns = shop.control.clock.unix_ns(now);
-        let start_unix_ns = shop.control.clock.unix_ns(shop.start.get());
+        // What is read while others of the group still join is no part of the load.
+        let start_unix_ns = shop.control.start_at.get().map(|start| shop.control.clock.unix_ns(*start));
+        let is_measured = |due_unix_ns: u64| {
+            start_unix_ns.is_some_and(|start| shop.is_measured(due_unix_ns.saturating_sub(start)))
+        };
+        let mut requests = 1;
         for one in fetched? {
             let Some(topic) = self.topics.get(&*one.at.topic) else { continue };
             let place = Place { topic: *topic, partition: one.at.partition };
@@ -183,8 +224,8 @@ impl GroupReader {
                     Taken::Foreign => now_unix_ns,
                     Taken::Redelivered => return ControlFlow::Continue(()),
                 };
-                if shop.is_measured(due_unix_ns.saturating_sub(start_unix_ns)) {
-                    if matches!(taken, Taken::Ours(_)) {
+                if is_measured(due_unix_ns) && !self.has_caught_up {
+                    if self.plan.checks && matches!(taken, Taken::Ours(_)) {
                         tally.time(now_unix_ns.saturating_sub(due_unix_ns));
                     }
                     measured.add(Amount { requests: 0, records: 1, bytes: value.len() as u64 });
@@ -192,9 +233,17 @@ impl GroupReader {
                 ControlFlow::Continue(())
             })?;
             if measured.records > 0 {
-                measured.requests = 1;
+                measured.requests = std::mem::take(&mut requests);
                 tally.count(measured, shop.ns(now), shop.control.end_ns());
             }
+        }
+        let mut positions = self.consumer.positions().values();
+        if self.reads_history()
+            && !self.has_caught_up
+            && positions.all(|one| one.end >= 0 && one.offset >= one.end)
+        {
+            self.has_caught_up = true;
+            shop.note_end(self.plan.part);
         }
         let news = self.receipts.distinct() - self.counted;
         self.counted += news;

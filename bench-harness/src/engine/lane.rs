@@ -731,17 +731,18 @@ impl Lane {
         let names: Vec<&str> = shop.plan.topics.iter().map(|name| &**name).collect();
         shop.cluster.refresh(Topics::Named(&names), false).await?;
         let metadata = shop.cluster.metadata();
-        let mut by_leader: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
-        for index in 0..self.slots.len() {
-            by_leader.entry(metadata.leader(&self.topic_partition(shop, index))?).or_default().push(index);
+        let mut by_leader: BTreeMap<i32, Vec<Place>> = BTreeMap::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let leader = metadata.leader(&self.topic_partition(shop, index))?;
+            by_leader.entry(leader).or_default().push(slot.place);
         }
         // What has another leader than the first partition gets lanes of its own, with their share of the load.
         let first = metadata.leader(&self.topic_partition(shop, 0))?;
         by_leader.remove(&first);
-        let all = self.slots.len() as f64;
         for moved in by_leader.values() {
-            let part = moved.len() as f64 / all;
-            let slots = take(&mut self.slots, moved);
+            // Of what is left after those before.
+            let part = moved.len() as f64 / self.slots.len() as f64;
+            let slots = self.slots.extract_if(.., |slot| moved.binary_search(&slot.place).is_ok()).collect();
             self.split(shop, slots, part).await?;
         }
         self.connect(shop).await
@@ -790,13 +791,6 @@ fn batch_answered(
     is_of: impl Fn(&BatchSent) -> bool,
 ) -> Option<usize> {
     (next..count).chain(0..next).find(|at| batches.get(*at).is_some_and(&is_of))
-}
-
-/// Takes the slots at these (ascending) places out.
-fn take(slots: &mut Vec<Slot>, indexes: &[usize]) -> Vec<Slot> {
-    let mut taken: Vec<_> = indexes.iter().rev().map(|index| slots.remove(*index)).collect();
-    taken.reverse();
-    taken
 }
 
 /// None for a closed loop.

@@ -186,8 +186,13 @@ async fn carry_out(
         let shop = shop.clone();
         runtime::spawn(lane.run(shop));
     }
+    let churning = Rc::new(Cell::new(work.churn.is_some()));
     if let Some(plan) = work.churn {
-        runtime::spawn(churn(shop.clone(), plan, idle));
+        let (shop, churning) = (shop.clone(), churning.clone());
+        runtime::spawn(async move {
+            churn(shop, plan, idle).await;
+            churning.set(false);
+        });
     }
     for reader in readers {
         let (shop, received, open) = (shop.clone(), received.clone(), open.clone());
@@ -200,7 +205,7 @@ async fn carry_out(
     let is_done = Cell::new(false);
     let all = async {
         tell_when_produced(&shop, reports).await;
-        while open.get() > 0 {
+        while open.get() > 0 || churning.get() {
             runtime::sleep(LOOK_INTERVAL).await;
         }
         while shop.ns(Instant::now()) < shop.control.end_ns() {

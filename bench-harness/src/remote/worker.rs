@@ -8,14 +8,16 @@ use crate::failure::Failure;
 use crate::machine;
 use crate::phase::Prepared;
 use crate::process::Watch;
-use crate::result::Usage;
 use std::io::{self, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::channel;
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// Between two looks whether the measured time has begun, or is over.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// `flumen-bench worker`: until it is ended.
 pub(crate) fn serve(options: &WorkerOptions) -> Result<(), Failure> {
@@ -78,20 +80,28 @@ fn run(job: Job, stream: &mut TcpStream, reader: &mut BufReader<TcpStream>) -> i
     // Orders come until the phase is over; the socket's end abandons it.
     std::thread::scope(|scope| {
         let heard = scope.spawn(|| obey(reader, &control));
-        let mut watch = None;
-        while let Ok(report) = told.recv() {
-            let is_measuring = control.start_at.get().is_some_and(|start| Instant::now() >= *start + warmup);
-            if watch.is_none() && is_measuring {
+        let (mut watch, mut usage) = (None, None);
+        loop {
+            // Of the measured time alone.
+            let passed = control.start_at.get().map(|start| start.elapsed());
+            if usage.is_none() && watch.is_none() && passed.is_some_and(|passed| passed >= warmup) {
                 watch = Watch::begin(&[]).ok();
             }
-            if write_line(stream, &Word::Told(Told::of(&report))).is_err() {
-                control.abandoned.store(true, Ordering::Relaxed);
+            if passed.is_some_and(|passed| passed.as_nanos() >= u128::from(control.end_ns())) {
+                usage = usage.or(watch.take().map(|watch: Watch| watch.end().0));
+            }
+            match told.recv_timeout(LOOK_INTERVAL) {
+                Ok(report) if write_line(stream, &Word::Told(Told::of(&report))).is_err() => {
+                    control.abandoned.store(true, Ordering::Relaxed);
+                }
+                Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         for thread in running {
             let _ = thread.join();
         }
-        let usage = watch.map_or_else(Usage::default, |watch| watch.end().0);
+        let usage = usage.or(watch.map(|watch| watch.end().0)).unwrap_or_default();
         let ended = write_line(stream, &Word::Ended { usage });
         let heard = heard.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
         ended.and(heard)
