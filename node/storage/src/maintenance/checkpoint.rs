@@ -5,6 +5,8 @@
 //!   ─▶ remove the one before ─▶ free journal files
 //! ```
 //!
+//! What is filled beside the sync is the next one's.
+//!
 //! One that fails leaves the one before in force, and whatever it would have freed stays.
 
 use std::io;
@@ -83,7 +85,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             self.state.borrow_mut().journal.release(snapshot.covered);
         }
         let unsynced = planted!(self.settings, CheckpointBeforeSync);
-        if !unsynced && !self.sync_segments(&snapshot).await {
+        if !unsynced && !self.fill_during(self.sync_segments(&snapshot)).await {
             // Partitions went offline: what was said of them is not true. Another attempt says less.
             self.mark_unclean();
             let mut state = self.state.borrow_mut();

@@ -3,12 +3,14 @@
 //! At a pace that follows what waits for them (`FillPressure` in `core/journal`): calm ones rest after each write, as their
 //! writes stand in the way of the journal's.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use flumen_core::journal::{FillPace, FillPressure};
 use flumen_core::limits::FILL_BYTES_MIN;
 use flumen_core::types::{Lsn, Offset};
+use futures_util::future::join;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::api::Slot;
@@ -61,6 +63,31 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         state.evict(self.settings.cache_bytes_max);
         drop(state);
         self.settle_soon();
+    }
+
+    /// Fills what is due until `other` has ended. Appends wait for the memory that fills give back, and a sync of everything
+    /// takes as long as whatever else anybody has written to the file system.
+    pub(super) async fn fill_during<R>(&self, other: impl Future<Output = R>) -> R {
+        let is_over = Cell::new(false);
+        let other = async {
+            let result = other.await;
+            is_over.set(true);
+            self.upkeep.notify();
+            result
+        };
+        let fills = async {
+            loop {
+                self.upkeep.wait().await;
+                if is_over.get() {
+                    // Of what called, fills have been made alone.
+                    self.upkeep.notify();
+                    return;
+                }
+                self.keep_journal_ready().await;
+                self.fill_due().await;
+            }
+        };
+        join(other, fills).await.0
     }
 
     /// Fills partitions, at the pace that is right at each moment.

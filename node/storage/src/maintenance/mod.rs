@@ -1,7 +1,7 @@
 //! What happens behind the commit loop: fills, checkpoints, rolled segments closed, retention, journal files ready.
 //!
-//! One task, one thing at a time; it sleeps without a timer while nothing is dirty, but for the retention check. Beside it
-//! files are removed, which may take long.
+//! One task, one thing at a time, but that fills go on beside a checkpoint's sync; it sleeps without a timer while nothing is
+//! dirty, but for the retention check. Beside it files are removed, which may take long.
 //!
 //! Invariants: a snapshot says only what completed writes hold and the sync after it makes durable; a journal file is
 //! freed only by a checkpoint that is durable; a segment is unlinked only when LOG_START is durable.

@@ -390,7 +390,11 @@ impl Disk for SimDisk {
     }
 
     async fn sync_all(&self) -> io::Result<()> {
-        let mark = self.world.state.borrow_mut().tree.mark();
+        let (mark, takes) = {
+            let mut state = self.world.state.borrow_mut();
+            (state.tree.mark(), state.sync_all_takes)
+        };
+        self.sleep(takes).await;
         self.whole(Operation::Sync, "sync_all", format_args!("sync_all"), 0, move |tree, outcome| {
             match outcome {
                 Outcome::Done | Outcome::Interrupted(_) => match tree.sync_all(mark) {

@@ -24,6 +24,8 @@ pub struct SimOptions {
     pub capacity: u64,
     /// The wall clock at virtual time zero, in milliseconds since the Unix epoch.
     pub start_ms: i64,
+    /// How long a sync of everything takes at least: others write to the file system too.
+    pub sync_all_takes: Duration,
     /// Polls and completions after which a run is taken to go round in circles.
     pub steps_max: u64,
     /// Keep the trace as text, not only its hash, and print it where a panic ends the life.
@@ -35,6 +37,7 @@ impl Default for SimOptions {
         SimOptions {
             capacity: 1 << 40,
             start_ms: 1_700_000_000_000,
+            sync_all_takes: Duration::ZERO,
             steps_max: 20_000_000,
             keep_trace: false,
         }
@@ -88,6 +91,7 @@ pub(super) struct State {
     pub(super) faults: Vec<Fault>,
     pub(super) now: Duration,
     pub(super) start_ms: i64,
+    pub(super) sync_all_takes: Duration,
     /// Nothing happens any more: the machine has crashed or is being taken down.
     pub(super) dead: bool,
     pub(super) blocks_in_flight: BTreeSet<(Inode, u64)>,
@@ -187,6 +191,7 @@ impl Sim {
             faults: Vec::new(),
             now,
             start_ms: options.start_ms,
+            sync_all_takes: options.sync_all_takes,
             dead: false,
             blocks_in_flight: BTreeSet::new(),
             events: BTreeMap::new(),

@@ -168,6 +168,45 @@ async fn until_settled(disk: &SimDisk, sink: &TestSink, count: usize) {
     );
 }
 
+/// What others have written to the file system makes a sync long: memory comes free meanwhile.
+#[test]
+fn appends_do_not_wait_for_a_sync_of_everything() {
+    let takes = Duration::from_secs(10);
+    let sim = Sim::new(1, SimOptions { sync_all_takes: takes, ..SimOptions::default() });
+    let disk = sim.disk();
+    sim.run(async move {
+        recover(&disk, &RecoverySettings::new(Incarnation(1), DIRECTORY_ID), &HashMap::new()).await.unwrap();
+        // Memory runs out before the journal does.
+        let staged_max = 128 << 10;
+        let settings = EngineSettings {
+            staged_bytes_max: staged_max,
+            checkpoint_bytes: 128 << 10,
+            bulk_bytes_min: 1 << 30,
+            ..settings(1, 0, 1)
+        };
+        let (engine, sink) = start(&disk, settings, Vec::new());
+        engine.prepare().await;
+        let slot = engine.create_partition(id(0), "t-0", config(), LeaderEpoch(1)).await.unwrap();
+        let began = disk.monotonic();
+        let mut bytes_sent = 0;
+        for tag in 0..180 {
+            let (bytes, header) = batch(tag, 1, 2_000);
+            bytes_sent += bytes.len();
+            while let Err((_, error)) = engine.append(slot, 5, bytes.clone(), &header, tag) {
+                assert!(matches!(error, AppendError::Full), "{error:?}");
+                disk.sleep(Duration::from_millis(1)).await;
+            }
+            if tag % 10 == 0 {
+                disk.sleep(Duration::from_millis(2)).await;
+            }
+        }
+        until_settled(&disk, &sink, 180).await;
+        let took = disk.monotonic() - began;
+        assert!(bytes_sent > 2 * staged_max && took < takes / 2, "{bytes_sent} bytes took {took:?}");
+    })
+    .unwrap();
+}
+
 #[test]
 fn what_is_appended_is_acknowledged_and_read() {
     let sim = Sim::new(1, SimOptions::default());
