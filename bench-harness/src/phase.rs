@@ -8,7 +8,7 @@ use crate::engine::{
 use crate::failure::Failure;
 use crate::layout::{Layout, MachineShare};
 use crate::outage::{LocalBroker, Restart};
-use crate::process::Watch;
+use crate::process::Watched;
 use crate::remote::Link;
 use crate::result::{BrokerProcess, Growth, Integrity, Part, PartKind, RestartSeen, Usage};
 use crate::scenario::{Phase, Scenario};
@@ -281,13 +281,6 @@ struct Gathering<'a> {
     restart: Option<Restart>,
 }
 
-/// What processes take is watched within the measured time alone.
-enum Watched {
-    Not(Vec<SocketAddr>),
-    Now(Watch),
-    Done(Usage, Option<BrokerProcess>),
-}
-
 /// The addresses behind names, as far as they can be found.
 pub(crate) fn resolve(brokers: &[String]) -> Vec<SocketAddr> {
     brokers.iter().filter_map(|one| one.to_socket_addrs().ok()).flatten().collect()
@@ -346,32 +339,10 @@ impl<'a> Gathering<'a> {
                 return Err(Failure::NoBroker(format!("the connections were not ready within {seconds} s")));
             }
             self.give_up_when_late();
-            self.watch_processes();
+            self.watched.look(self.control, self.plan.warmup);
             self.restart.as_mut().map_or(Ok(()), |restart| restart.look(self.control))?;
         }
         Ok(())
-    }
-
-    fn watch_processes(&mut self) {
-        let Some(start) = self.control.start_at.get() else { return };
-        let (now, end) = (Instant::now(), *start + Duration::from_nanos(self.control.end_ns()));
-        match &self.watched {
-            Watched::Not(addresses) if now >= *start + self.plan.warmup && now < end => {
-                if let Ok(watch) = Watch::begin(addresses) {
-                    self.watched = Watched::Now(watch);
-                }
-            }
-            Watched::Now(_) if now >= end => self.end_watch(),
-            _ => {}
-        }
-    }
-
-    fn end_watch(&mut self) {
-        let none = Watched::Done(Usage::default(), None);
-        if let Watched::Now(watch) = std::mem::replace(&mut self.watched, none) {
-            let (usage, broker) = watch.end();
-            self.watched = Watched::Done(usage, broker);
-        }
     }
 
     /// A broker that answers nothing does not hold the run up for ever.
@@ -445,13 +416,7 @@ impl<'a> Gathering<'a> {
         let end_s = self.control.end_ns() as f64 / 1e9;
         let measured_s = (end_s - warmup_s).max(0.0);
         self.collector.cut(measured_s);
-        if matches!(self.watched, Watched::Now(_)) {
-            self.end_watch();
-        }
-        let (usage, broker_process) = match self.watched {
-            Watched::Done(usage, broker) => (usage, broker),
-            _ => (Usage::default(), None),
-        };
+        let (usage, broker_process) = self.watched.into_seen();
         let restart = self.restart.and_then(|restart| restart.seen(self.control, self.plan.warmup));
         let integrity = judge(&self.acknowledged, &self.received, checked);
         let mut notes = notes;

@@ -10,7 +10,7 @@
 //! Figures of other users' processes may be denied: those are zero, and a broker whose files can not be listed is not
 //! found. CPU is counted by the kernel in ticks of 10 ms, which is 1 % of a core over one second.
 
-use crate::engine::Amount;
+use crate::engine::{Amount, Control};
 use crate::machine::kib_of;
 use crate::result::{BrokerProcess, Usage, UsageSecond};
 use std::collections::HashSet;
@@ -210,6 +210,51 @@ impl Track {
             });
         }
         (self.last, self.last_at) = (now_figures, now);
+    }
+}
+
+/// What processes take is watched within the measured time alone.
+#[derive(Debug)]
+pub(crate) enum Watched {
+    /// With the broker's addresses.
+    Not(Vec<SocketAddr>),
+    Now(Watch),
+    Done(Usage, Option<BrokerProcess>),
+}
+
+impl Watched {
+    /// To be called often: begins and ends it when the time for that has come.
+    pub(crate) fn look(&mut self, control: &Control, warmup: Duration) {
+        let Some(start) = control.start_at.get() else { return };
+        let (now, end) = (Instant::now(), *start + Duration::from_nanos(control.end_ns()));
+        match self {
+            Watched::Not(addresses) if now >= *start + warmup && now < end => {
+                if let Ok(watch) = Watch::begin(addresses) {
+                    *self = Watched::Now(watch);
+                }
+            }
+            Watched::Now(_) if now >= end => self.end(),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self) {
+        let none = Watched::Done(Usage::default(), None);
+        if let Watched::Now(watch) = std::mem::replace(self, none) {
+            let (usage, broker) = watch.end();
+            *self = Watched::Done(usage, broker);
+        }
+    }
+
+    /// What was seen, also where the measured time is cut short.
+    pub(crate) fn into_seen(mut self) -> (Usage, Option<BrokerProcess>) {
+        if matches!(self, Watched::Now(_)) {
+            self.end();
+        }
+        match self {
+            Watched::Done(usage, broker) => (usage, broker),
+            Watched::Not(_) | Watched::Now(_) => (Usage::default(), None),
+        }
     }
 }
 

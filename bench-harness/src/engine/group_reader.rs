@@ -155,31 +155,24 @@ impl GroupReader {
         Ok(())
     }
 
-    fn is_at_end(&self, at: &TopicPartition, offset: i64) -> bool {
-        let end = self.ends.as_ref().and_then(|ends| ends.get(at));
-        end.is_some_and(|end| offset >= *end)
-    }
-
     /// What was given to several members is in the group's count several times: it alone ends nothing.
     fn is_complete(&mut self, shop: &Shop, acknowledged: u64, since: Instant) -> bool {
         let received = shop.control.group_received[self.plan.group].load(Ordering::Relaxed);
-        let is_at_end = self.consumer.positions().iter().all(|(at, one)| self.is_at_end(at, one.offset));
+        let mut positions = self.consumer.positions().iter();
+        let is_at_end = positions.all(|(at, one)| is_at_end(self.ends.as_ref(), at, one.offset));
         let is_stable = self.member.must_rejoin().is_ok_and(|must| !must);
         (received >= acknowledged && is_at_end && is_stable)
             || self.receipts.is_quiet(since, self.plan.settings.pause())
     }
 
     fn note_reached(&mut self) {
-        let reached: Vec<_> = self
-            .consumer
-            .positions()
-            .iter()
-            .filter(|(at, position)| self.is_at_end(at, position.offset))
-            .filter_map(|(at, _)| {
-                Some(Place { topic: *self.topics.get(&*at.topic)?, partition: at.partition })
-            })
-            .collect();
-        reached.into_iter().for_each(|place| self.receipts.note_reached(place));
+        for (at, position) in self.consumer.positions() {
+            if let Some(topic) = self.topics.get(&*at.topic)
+                && is_at_end(self.ends.as_ref(), at, position.offset)
+            {
+                self.receipts.note_reached(Place { topic: *topic, partition: at.partition });
+            }
+        }
     }
 
     async fn step(&mut self, shop: &Shop) -> Result<(), Error> {
@@ -274,6 +267,11 @@ impl GroupReader {
             }
         }
     }
+}
+
+/// Whether all that ends there was handed out, as far as the ends are known.
+fn is_at_end(ends: Option<&BTreeMap<TopicPartition, i64>>, at: &TopicPartition, offset: i64) -> bool {
+    ends.and_then(|ends| ends.get(at)).is_some_and(|end| offset >= *end)
 }
 
 fn is_over(error: &Error) -> bool {

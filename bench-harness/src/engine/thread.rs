@@ -149,7 +149,7 @@ async fn carry_out(
         lanes.push(Lane::open(&shop, plan).await?);
     }
     let received = Rc::new(RefCell::new(Vec::<Received>::new()));
-    // Of readers and members: those that read, those that have not joined, and why one could not.
+    // Readers, members and what opens connections, as far as they are at it; members that have not joined, and why one could not.
     let (open, joining, failed) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)), Rc::new(RefCell::new(None)));
     let mut readers = Vec::new();
     for plan in work.readers {
@@ -186,12 +186,12 @@ async fn carry_out(
         let shop = shop.clone();
         runtime::spawn(lane.run(shop));
     }
-    let churning = Rc::new(Cell::new(work.churn.is_some()));
     if let Some(plan) = work.churn {
-        let (shop, churning) = (shop.clone(), churning.clone());
+        open.set(open.get() + 1);
+        let (shop, open) = (shop.clone(), open.clone());
         runtime::spawn(async move {
             churn(shop, plan, idle).await;
-            churning.set(false);
+            open.set(open.get() - 1);
         });
     }
     for reader in readers {
@@ -205,7 +205,7 @@ async fn carry_out(
     let is_done = Cell::new(false);
     let all = async {
         tell_when_produced(&shop, reports).await;
-        while open.get() > 0 || churning.get() {
+        while open.get() > 0 {
             runtime::sleep(LOOK_INTERVAL).await;
         }
         while shop.ns(Instant::now()) < shop.control.end_ns() {

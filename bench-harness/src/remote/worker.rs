@@ -7,7 +7,7 @@ use crate::engine::{Clock, Control};
 use crate::failure::Failure;
 use crate::machine;
 use crate::phase::Prepared;
-use crate::process::Watch;
+use crate::process::Watched;
 use std::io::{self, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -80,16 +80,9 @@ fn run(job: Job, stream: &mut TcpStream, reader: &mut BufReader<TcpStream>) -> i
     // Orders come until the phase is over; the socket's end abandons it.
     std::thread::scope(|scope| {
         let heard = scope.spawn(|| obey(reader, &control));
-        let (mut watch, mut usage) = (None, None);
+        let mut watched = Watched::Not(Vec::new());
         loop {
-            // Of the measured time alone.
-            let passed = control.start_at.get().map(|start| start.elapsed());
-            if usage.is_none() && watch.is_none() && passed.is_some_and(|passed| passed >= warmup) {
-                watch = Watch::begin(&[]).ok();
-            }
-            if passed.is_some_and(|passed| passed.as_nanos() >= u128::from(control.end_ns())) {
-                usage = usage.or(watch.take().map(|watch: Watch| watch.end().0));
-            }
+            watched.look(&control, warmup);
             match told.recv_timeout(LOOK_INTERVAL) {
                 Ok(report) if write_line(stream, &Word::Told(Told::of(&report))).is_err() => {
                     control.abandoned.store(true, Ordering::Relaxed);
@@ -101,7 +94,7 @@ fn run(job: Job, stream: &mut TcpStream, reader: &mut BufReader<TcpStream>) -> i
         for thread in running {
             let _ = thread.join();
         }
-        let usage = usage.or(watch.map(|watch| watch.end().0)).unwrap_or_default();
+        let (usage, _) = watched.into_seen();
         let ended = write_line(stream, &Word::Ended { usage });
         let heard = heard.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
         ended.and(heard)
