@@ -6,6 +6,7 @@ version, in their first one.
 
 import dataclasses
 import struct
+import time
 
 from . import wire
 from .wire import Reader, array, blob, string
@@ -121,6 +122,15 @@ def heartbeat(connection, group, generation, member, instance=None) -> int:
     reader = connection.call(HEARTBEAT, 3, heartbeat_body(group, generation, member, instance))
     reader.take("i")
     return reader.take("h")
+
+
+def until_rebalancing(connection, group, generation, member):
+    """Another member's join, sent on another connection, has arrived."""
+    deadline = time.monotonic() + 5
+    while (code := heartbeat(connection, group, generation, member)) == wire.NONE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert code == REBALANCE_IN_PROGRESS
 
 
 def leave(connection, group: str, members: list[tuple[str, str | None]]) -> tuple[int, list[int]]:

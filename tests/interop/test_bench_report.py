@@ -333,7 +333,8 @@ def test_brokers_that_are_killed_in_the_midst_are_compared(tmp_path):
         result = run["result"]
         (restart,) = result["restarts"]
         assert 1 <= restart["killed_at_s"] < 2
-        assert restart["first_acknowledgement_ns"] > 0
+        # Within the time that a request has.
+        assert 0 < restart["first_acknowledgement_ns"] < 30e9
         assert result["broker_process"]["restarted"]
         # What was acknowledged before the kill is there after it.
         assert result["integrity"]["checked"] > 500 and result["integrity"]["lost"] == 0

@@ -58,10 +58,7 @@ def test_classic_members(broker, topic):
         # With their ids they ask again, and wait: nobody of the generation knows of it yet.
         crowd.run_until(lambda: all(one.joins == 2 for one in late), 60)
         generation, ids = old[0].generation, {one.id for one in old}
-        deadline = time.monotonic() + 20
-        while (code := groups.heartbeat(connection, topic, generation, old[0].id)) != groups.REBALANCE_IN_PROGRESS:
-            assert code == wire.NONE and time.monotonic() < deadline, f"code {code}, answers {dict(crowd.codes)}"
-            time.sleep(0.01)
+        groups.until_rebalancing(connection, topic, generation, old[0].id)
         for at, one in enumerate(old):
             taken = groups.commit(connection, topic, {(topic, at): 100 + at}, generation=generation, member=one.id)
             assert taken == {(topic, at): wire.NONE}

@@ -39,15 +39,6 @@ def broker(peer):
         assert one.running(), "the broker ended during the suite"
 
 
-def until_rebalancing(connection, group, generation, member):
-    """Another member's join, sent on another connection, has arrived."""
-    deadline = time.monotonic() + 5
-    while (code := groups.heartbeat(connection, group, generation, member)) == wire.NONE:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert code == groups.REBALANCE_IN_PROGRESS
-
-
 def until_coordinated(connection, group):
     """The offsets topic is made on first use; whoever comes early is told to come again."""
     deadline = time.monotonic() + 30
@@ -138,7 +129,7 @@ def test_stale_member_after_a_rebalance(broker, connection, group, made):
     with wire.Connection(broker.port) as other:
         given = groups.join(other, group)
         other.send(groups.JOIN_GROUP, 5, groups.join_body(group, given.member, rebalance_ms=700))
-        until_rebalancing(connection, group, slow.generation, slow.member)
+        groups.until_rebalancing(connection, group, slow.generation, slow.member)
         # It may still say how far it came.
         assert groups.commit(connection, group, {(made, 0): 7}, generation=slow.generation, member=slow.member) == {
             (made, 0): wire.NONE
@@ -173,7 +164,7 @@ def test_the_protocol_that_all_have_is_chosen(broker, connection, group):
     with wire.Connection(broker.port) as other:
         given = groups.join(other, group, protocols=[("b", b"3"), ("c", b"4")])
         other.send(groups.JOIN_GROUP, 5, groups.join_body(group, given.member, protocols=[("b", b"3"), ("c", b"4")]))
-        until_rebalancing(connection, group, joined.generation, one.member)
+        groups.until_rebalancing(connection, group, joined.generation, one.member)
         again = groups.join(connection, group, one.member, protocols=[("a", b"1"), ("b", b"2")])
         assert (again.code, again.protocol) == (wire.NONE, "b")
         assert again.members == {one.member: b"2", given.member: b"3"}
