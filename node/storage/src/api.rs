@@ -392,8 +392,8 @@ pub enum EngineFault {
     },
     /// A sync of everything failed: of no segment is it known what is on disk, and no later sync would tell.
     Sync(std::io::Error),
-    /// The journal is full, and holds what the segments in this directory of an offline partition lack, or may lack where
-    /// a sync failed: only a start writes that again.
+    /// The journal, or the memory in front of it, is full of what the segments in this directory of an offline partition
+    /// lack, or may lack where a sync failed: only a start writes that again.
     Held(String),
 }
 
@@ -407,7 +407,7 @@ impl fmt::Display for EngineFault {
                 write!(f, "sync of the data folder: {error}; the journal still has what was acknowledged")?;
             }
             EngineFault::Held(directory) => {
-                write!(f, "the journal is full, and kept for {directory}, which is offline")?;
+                write!(f, "no room is left beside what is kept for {directory}, which is offline")?;
             }
         }
         f.write_str(". Mend the disk, then start the node again")

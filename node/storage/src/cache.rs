@@ -224,6 +224,11 @@ impl Buffers {
         self.bytes
     }
 
+    /// Bytes of a buffer that has not been dropped.
+    pub(crate) fn size(&self, number: u64) -> usize {
+        self.list[(number - self.first) as usize].bytes
+    }
+
     /// Bytes of buffers that cannot be dropped.
     pub(crate) fn pinned_bytes(&self) -> usize {
         self.pinned_bytes

@@ -202,7 +202,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
 
     /// The partition that no checkpoint can free the oldest journal file of: it is offline, and what the file holds of it
     /// may not be journalled again, or finds no room.
-    fn journal_held_by(&self) -> Option<String> {
+    pub(crate) fn journal_held_by(&self) -> Option<String> {
         let state = self.state.borrow();
         let (oldest, durable) = (state.journal.oldest_sealed_lsn()?, state.journal.durable_lsn);
         let holds =
@@ -212,7 +212,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     }
 
     /// Has maintenance make a checkpoint as soon as it can.
-    fn mark_checkpoint_due(&self) {
+    pub(crate) fn mark_checkpoint_due(&self) {
         self.state.borrow_mut().checkpoint_wanted = true;
         self.upkeep.notify();
     }
@@ -505,6 +505,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         if let Some((number, buffer, body)) = effect.relog {
             let old = partition.relogged(number, buffer, body, lsn);
             buffers.filled(old);
+            if partition.relogging.is_none() && state.full {
+                // What a checkpoint frees now is waited for.
+                state.checkpoint_wanted = true;
+                self.upkeep.notify();
+            }
             return;
         }
         let mut moved = false;

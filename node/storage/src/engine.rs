@@ -412,6 +412,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         if !crowded && journal {
             return Ok(());
         }
+        if !journal && (state.journal.disk_full || !state.journal.may_grow()) {
+            // Only a checkpoint makes room, unless nothing has come since the last.
+            state.checkpoint_wanted |= state.journal.bytes_since_checkpoint > 0;
+        }
         self.upkeep.notify();
         if !journal && state.journal.disk_full {
             return Err(AppendError::Refused(ErrorCode::KafkaStorageError));

@@ -230,6 +230,11 @@ impl<D: Disk, T> Partition<D, T> {
         self.chunks.get(index as usize)
     }
 
+    /// What is in no segment yet, or not known to be.
+    pub(crate) fn unfilled_chunks(&self) -> impl Iterator<Item = &Chunk<D::Buffer>> {
+        self.chunks.range((self.unfilled - self.chunks_first) as usize..)
+    }
+
     pub(crate) fn chunks_end(&self) -> u64 {
         self.chunks_first + self.chunks.len() as u64
     }

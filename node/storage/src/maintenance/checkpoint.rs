@@ -9,6 +9,7 @@
 //!
 //! One that fails leaves the one before in force, and whatever it would have freed stays.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -78,8 +79,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         if self.life.get() == Life::Faulted {
             return;
         }
-        *number += 1;
-        let snapshot = self.snapshot(*number, pretend);
+        // One that fails leaves its number to the next.
+        let snapshot = self.snapshot(*number + 1, pretend);
         let early = planted!(self.settings, JournalFreedEarly);
         if early {
             self.state.borrow_mut().journal.release(snapshot.covered);
@@ -94,6 +95,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     partition.directory_dirty |= snapshot.directories.contains(&partition.directory);
                 }
             }
+            drop(state);
+            self.mark_checkpoint_due();
             return;
         }
         let mut written = self.write_checkpoint(&snapshot.checkpoint, &snapshot.online).await;
@@ -103,7 +106,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             self.make_reserve().await;
         }
         match written {
-            Ok(()) => self.covered(&snapshot, started),
+            Ok(()) => {
+                *number += 1;
+                self.covered(&snapshot, started);
+                if let Some(directory) = self.held_for_good() {
+                    self.fail(EngineFault::Held(directory));
+                }
+            }
             Err(error) => {
                 let mut state = self.state.borrow_mut();
                 state.metrics.checkpoints_failed += 1;
@@ -140,11 +149,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if partition.offline.is_none() {
                 online.push(slot);
             }
-            if std::mem::take(&mut partition.directory_dirty) {
+            // A directory whose sync failed is not synced again: it might say that all is well.
+            if std::mem::take(&mut partition.directory_dirty) && !partition.sync_failed {
                 directories.push(partition.directory.clone());
             }
         }
-        state.dirty_since = (covered < durable).then(|| self.disk.monotonic());
+        let group_in_flight = state.journal.next_lsn.0 > durable.0 + 1;
+        state.dirty_since = (covered < durable || group_in_flight).then(|| self.disk.monotonic());
         state.checkpoint_wanted = false;
         state.checkpoint_again = None;
         state.checkpoint_round += 1;
@@ -179,10 +190,11 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     let same = |slot: &Slot| state.get(*slot).is_some_and(|p| p.directory == *directory);
                     state.slots().into_iter().filter(same).collect()
                 };
+                // Whose partition was deleted meanwhile is no part of what is said.
+                sound &= slots.is_empty();
                 for slot in slots {
                     self.sync_fault(slot, format!("sync of directory {directory} failed: {error}"));
                 }
-                sound = false;
             }
         }
         sound
@@ -226,6 +238,34 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.progress.notify();
     }
 
+    /// The partition for which so much is kept in the journal or in memory, now that all has been freed that can be, that
+    /// appends would wait for ever: it is offline, and no other checkpoint frees more.
+    fn held_for_good(&self) -> Option<String> {
+        let state = self.state.borrow();
+        let slots = state.slots().into_iter();
+        let offline = || slots.clone().filter_map(|slot| state.get(slot)).filter(|p| p.offline.is_some());
+        if self.life.get() != Life::Running || offline().any(|partition| partition.relogging.is_some()) {
+            return None;
+        }
+        let journal = &state.journal;
+        let room = journal.free_count() > 0
+            || journal.may_grow()
+            || journal.room_for(state.staged_bytes, state.staged_batches);
+        if !room {
+            return self.journal_held_by();
+        }
+        // Memory is given out again from half of it on.
+        let half = self.settings.staged_bytes_max / 2;
+        if state.buffers.pinned_bytes() <= half {
+            return None;
+        }
+        let held: BTreeSet<u64> =
+            offline().flat_map(|p| p.unfilled_chunks()).map(|chunk| chunk.buffer).collect();
+        let bytes: usize = held.into_iter().map(|number| state.buffers.size(number)).sum();
+        let most = offline().max_by_key(|partition| partition.unfilled_bytes);
+        most.filter(|_| bytes > half).map(|partition| partition.directory.to_string())
+    }
+
     /// What offline partitions have in memory alone is journalled again, so that they do not pin old journal files.
     fn relog_broken(&self) {
         let mut guard = self.state.borrow_mut();
@@ -237,9 +277,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             let broken =
                 partition.offline.is_some() && partition.frozen.is_none() && partition.relogging.is_none();
             let small = |partition: &Partition<D, T>| {
-                let mut unfilled =
-                    partition.chunks.range((partition.unfilled - partition.chunks_first) as usize..);
-                unfilled.all(|chunk| chunk.len() <= entry_max)
+                partition.unfilled_chunks().all(|chunk| chunk.len() <= entry_max)
             };
             let broken = broken && !partition.sync_failed;
             if broken && partition.has_unfilled() && partition.covered(durable) < sealed && small(partition) {

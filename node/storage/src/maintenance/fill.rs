@@ -3,20 +3,20 @@
 //! At a pace that follows what waits for them (`FillPressure` in `core/journal`): calm ones rest after each write, as their
 //! writes stand in the way of the journal's.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use flumen_core::journal::{FillPace, FillPressure};
 use flumen_core::limits::FILL_BYTES_MIN;
 use flumen_core::types::{Lsn, Offset};
-use futures_util::future::join;
+use futures_util::future::{Either, join, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::api::Slot;
 use crate::disk::{Disk, File};
 use crate::engine::{Engine, Life, planted};
 use crate::partition::Partition;
+use crate::signal::Signal;
 
 /// Longest rest after a write of a fill.
 const FILL_REST_MAX: Duration = Duration::from_millis(10);
@@ -68,23 +68,22 @@ impl<D: Disk, T: 'static> Engine<D, T> {
     /// Fills what is due until `other` has ended. Appends wait for the memory that fills give back, and a sync of everything
     /// takes as long as whatever else anybody has written to the file system.
     pub(super) async fn fill_during<R>(&self, other: impl Future<Output = R>) -> R {
-        let is_over = Cell::new(false);
+        let over = Signal::default();
         let other = async {
             let result = other.await;
-            is_over.set(true);
-            self.upkeep.notify();
+            over.notify();
             result
         };
         let fills = async {
-            loop {
-                self.upkeep.wait().await;
-                if is_over.get() {
-                    // Of what called, fills have been made alone.
-                    self.upkeep.notify();
-                    return;
-                }
+            let mut called = false;
+            while let Either::Right(_) = select(over.wait(), self.upkeep.wait()).await {
+                called = true;
                 self.keep_journal_ready().await;
                 self.fill_due().await;
+            }
+            // Of what it was called for, fills have been made alone.
+            if called {
+                self.upkeep.notify();
             }
         };
         join(other, fills).await.0

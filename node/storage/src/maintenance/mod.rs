@@ -131,6 +131,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.life.set(Life::Faulted);
         self.state.borrow_mut().fault.get_or_insert(fault);
         self.work.notify();
+        self.progress.notify();
     }
 
     /// Maintenance has no file of the partition in hand any more: whoever deletes it waits for that, as its name may then

@@ -49,7 +49,11 @@ enum End {
 
 fn begin(seed: u64, planted: Option<PlantedBug>, keep_trace: bool) -> (Sim, Rc<Shared>) {
     let scenario = Scenario::new(seed);
-    let sim = Sim::new(seed, SimOptions { keep_trace, steps_max: 400_000, ..SimOptions::default() });
+    let sync_all_takes = scenario.sync_all_takes;
+    let sim = Sim::new(
+        seed,
+        SimOptions { keep_trace, sync_all_takes, steps_max: 400_000, ..SimOptions::default() },
+    );
     let mut random = Random::new(seed.wrapping_mul(3));
     let mut model = Model::default();
     for number in 0..scenario.partitions as u64 {

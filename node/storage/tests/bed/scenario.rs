@@ -52,6 +52,8 @@ pub(crate) struct Scenario {
     pub(crate) index_keep_bytes: u64,
     pub(crate) index_bytes_max: usize,
     pub(crate) removal_step_bytes: u64,
+    /// How long a checkpoint's sync takes at least: fills go on beside it.
+    pub(crate) sync_all_takes: Duration,
 }
 
 impl Scenario {
@@ -91,6 +93,7 @@ impl Scenario {
             index_keep_bytes: pick(&mut apart, &[1, 8 << 10, usize::MAX]) as u64,
             index_bytes_max: pick(&mut apart, &[1, 4 << 10, 1 << 20]),
             removal_step_bytes: pick(&mut apart, &[1 << 10, 16 << 10, usize::MAX]) as u64,
+            sync_all_takes: Duration::from_micros(pick(&mut apart, &[0, 2_000, 50_000]) as u64),
         }
     }
 

@@ -167,6 +167,130 @@ fn a_segment_that_cannot_be_written_takes_its_partition_offline_and_loses_nothin
     after_crash(sim, Crash::Power, 2, kept);
 }
 
+/// A node whose parts run with `settings`, and what ended it.
+async fn node_with(disk: &SimDisk, settings: EngineSettings) -> (TestEngine, TestSink, Vec<Slot>, Ended) {
+    recovered(disk, 1, 0).await;
+    let (engine, sink, ended) = started(disk, settings, Vec::new());
+    engine.prepare().await;
+    let mut slots = Vec::new();
+    for p in 0..2 {
+        let made = engine.create_partition(id(p), &format!("t-{p}"), config(), LeaderEpoch(1)).await;
+        slots.push(made.unwrap());
+    }
+    (engine, sink, slots, ended)
+}
+
+/// Appends to one partition until the engine has ended. `None` when that takes longer than anybody waits.
+async fn until_ended(disk: &SimDisk, engine: &TestEngine, slot: Slot, ended: &Ended) -> Option<String> {
+    let (bytes, header) = batch(7, 1, 2_000);
+    for tag in 0..20_000 {
+        if let Some(said) = &*ended.borrow() {
+            return Some(said.clone());
+        }
+        if engine.append(slot, disk.now_ms(), bytes.clone(), &header, tag).is_err() {
+            disk.sleep(Duration::from_millis(1)).await;
+        }
+    }
+    None
+}
+
+/// Of a directory whose sync failed nothing is sure, so its partition's journal stays; the others go on until there is no
+/// more room for it.
+#[test]
+fn a_directory_that_cannot_be_synced_stops_no_other_partition_before_the_journal_is_full() {
+    run(async |disk| {
+        let settings = EngineSettings { journal_files: 8, ..settings(1, 0, 1) };
+        let (engine, sink, slots, ended) = node_with(&disk, settings).await;
+        disk.inject(fault("t-0", Operation::Sync, ErrorKind::Other));
+        produce(&disk, &engine, &sink, &slots, 20).await;
+        disk.sleep(Duration::from_secs(1)).await;
+        assert_eq!(sink.0.borrow().offline.len(), 1);
+        let before = engine.metrics().checkpoints;
+        let others = produce(&disk, &engine, &sink, &slots[1..], 40).await;
+        assert_eq!(others[0].len(), 40);
+        disk.sleep(Duration::from_secs(1)).await;
+        assert!(engine.metrics().checkpoints > before, "checkpoints go on without it");
+        let said = until_ended(&disk, &engine, slots[1], &ended).await.expect("it ends, it does not hang");
+        assert!(said.contains("t-0") && said.contains("offline"), "{said}");
+    });
+}
+
+/// A topic that is deleted while the directory of its new segment is being synced.
+#[test]
+fn a_checkpoint_needs_no_directory_that_has_gone() {
+    let takes = Duration::from_secs(2);
+    let sim = Sim::new(1, SimOptions { sync_all_takes: takes, ..SimOptions::default() });
+    let disk = sim.disk();
+    sim.run(async move {
+        let (engine, sink, slots, _) = node_with(&disk, settings(1, 0, 1)).await;
+        produce(&disk, &engine, &sink, &slots, 4).await;
+        // In the midst of the first checkpoint's sync.
+        disk.sleep(takes / 2).await;
+        let deleting = engine.clone();
+        disk.spawn(async move { deleting.delete_partition(&id(0)).await.unwrap() });
+        disk.sleep(takes).await;
+        assert_eq!(engine.metrics().checkpoints, 1, "the first is made all the same");
+    })
+    .unwrap();
+}
+
+/// What an offline partition has in memory is given back by no fill: where it is most of what there is, appends would wait
+/// for ever.
+#[test]
+fn memory_full_of_an_offline_partition_ends_the_engine() {
+    run(async |disk| {
+        let settings = EngineSettings {
+            staged_bytes_max: 128 << 10,
+            bulk_bytes_min: 1 << 30,
+            journal_file_bytes: 2 << 20,
+            checkpoint_bytes: 1 << 20,
+            checkpoint_interval: Duration::from_secs(1000),
+            ..settings(1, 0, 1)
+        };
+        let (engine, sink, slots, ended) = node_with(&disk, settings).await;
+        disk.inject(fault("t-0/", Operation::Write, ErrorKind::Other));
+        // At once, so that it is one group: three quarters of the memory.
+        for tag in 0..48 {
+            let (bytes, header) = batch(tag, 1, 2_000);
+            engine.append(slots[0], 0, bytes, &header, tag).unwrap();
+        }
+        until_settled(&disk, &sink, 48).await;
+        let said = until_ended(&disk, &engine, slots[1], &ended).await.expect("it ends, it does not hang");
+        assert!(said.contains("t-0"), "{said}");
+    });
+}
+
+/// Without space for a third journal file nothing but a checkpoint makes room, and nothing else asks for one.
+#[test]
+fn a_journal_that_cannot_grow_is_freed_before_the_interval() {
+    run(async |disk| {
+        let settings = EngineSettings {
+            staged_bytes_max: 4 << 20,
+            checkpoint_bytes: 4 << 20,
+            checkpoint_interval: Duration::from_secs(1000),
+            ..settings(1, 0, 1)
+        };
+        let (engine, _, slots, _) = node_with(&disk, settings).await;
+        disk.inject(fault("journal/", Operation::Length, ErrorKind::StorageFull));
+        let began = disk.monotonic();
+        let (bytes, header) = batch(7, 1, 2_000);
+        let mut taken = 0;
+        // Four times what two files hold.
+        while taken < 256 && disk.monotonic() - began < Duration::from_secs(60) {
+            match engine.append(slots[0], 0, bytes.clone(), &header, taken) {
+                Ok(_) => taken += 1,
+                Err(_) => disk.sleep(Duration::from_millis(1)).await,
+            }
+        }
+        let took = disk.monotonic() - began;
+        assert!(
+            taken == 256 && took < Duration::from_secs(10),
+            "{taken} in {took:?}: {:?}",
+            engine.metrics()
+        );
+    });
+}
+
 #[test]
 fn a_journal_that_cannot_be_written_acknowledges_nothing_and_says_why() {
     let kept: Rc<RefCell<Vec<_>>> = Rc::default();
