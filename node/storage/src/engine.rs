@@ -529,10 +529,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         if partition.offline.is_some() {
             return Err(ReadError::Offline);
         }
-        if offset < partition.log_start || offset > partition.high_watermark {
+        if offset < partition.log_start || offset > partition.log.log_end() {
             return Err(ReadError::OffsetOutOfRange);
         }
-        if offset == partition.high_watermark {
+        if offset >= partition.high_watermark {
             return Ok(ReadOutcome::Empty);
         }
         // What memory holds of the compacted part is as it was before.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use flumen_core::limits::DECOMPRESSED_BYTES_MAX;
 use flumen_core::log::{Cleanable, Fate, Group, OffsetMap, Pass};
 use flumen_core::types::{Offset, PartitionId};
-use flumen_wire::batch::{BatchHeader, Batches, RecordSet};
-use flumen_wire::compression::Compression;
+use flumen_wire::batch::{BatchError, BatchHeader, Batches, RecordSet};
+use flumen_wire::compression::{Compression, CompressionError};
 
 use super::Interrupted;
 use super::copy::{Copied, Copy, remove_leftover};
@@ -20,6 +20,8 @@ use crate::slices::Slice;
 
 /// Compressed batches from this size on are opened and closed on another thread.
 const OFFLOAD_BYTES_MIN: usize = 16 << 10;
+/// Most that comes out of a batch which is opened here: some KiB may become many MiB.
+const OPENED_HERE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of old segments whose successors wait for one checkpoint together.
 const BYTES_PER_CHECKPOINT: u64 = 256 << 20;
 /// Segments that do.
@@ -236,15 +238,24 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let raw = Batches::new(batch).next().and_then(Result::ok);
         let raw = raw.ok_or_else(|| Interrupted::Damaged(format!("{} at {position}", view.log_path())))?;
         let plain = raw.header.compression() == Ok(Compression::None);
-        let opened = if plain || batch.len() < OFFLOAD_BYTES_MIN {
-            raw.records(DECOMPRESSED_BYTES_MAX)
-        } else {
-            let bytes = batch.to_vec();
-            let open = move || {
-                let raw = Batches::new(&bytes).next()?.ok()?;
-                Some(raw.records(DECOMPRESSED_BYTES_MAX).map(RecordSet::into_owned))
-            };
-            self.disk.offload(open).await.expect("a batch that was parsed before")
+        let opened_here = match batch.len() {
+            _ if plain => Some(raw.records(DECOMPRESSED_BYTES_MAX)),
+            ..OFFLOAD_BYTES_MIN => match raw.records(OPENED_HERE_BYTES_MAX) {
+                Err(BatchError::Decompress(CompressionError::TooLarge { .. })) => None,
+                opened => Some(opened),
+            },
+            _ => None,
+        };
+        let opened = match opened_here {
+            Some(opened) => opened,
+            None => {
+                let bytes = batch.to_vec();
+                let open = move || {
+                    let raw = Batches::new(&bytes).next()?.ok()?;
+                    Some(raw.records(DECOMPRESSED_BYTES_MAX).map(RecordSet::into_owned))
+                };
+                self.disk.offload(open).await.expect("a batch that was parsed before")
+            }
         };
         opened.map_err(|error| unreadable(view, position, &error))
     }

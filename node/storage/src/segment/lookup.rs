@@ -368,7 +368,8 @@ impl<D: Disk> SegmentReader<D> {
 pub(crate) struct Unreadable;
 
 /// The first record of a verified batch whose timestamp is at least `timestamp` and that lies at `from` or after it. A
-/// compressed batch is opened on a thread apart: few bytes may become many.
+/// compressed batch is opened on a thread apart: few bytes may become many. One that cannot be opened came so from its
+/// producer, and hides nothing else: its header answers for its records.
 pub(crate) async fn first_record<D: Disk>(
     disk: &D,
     batch: &[u8],
@@ -394,8 +395,16 @@ pub(crate) async fn first_record<D: Disk>(
     if plain {
         return find(batch);
     }
+    let header = BatchHeader::parse(batch).map_err(|_| Unreadable)?;
     let batch = batch.to_vec();
-    disk.offload(move || find(&batch)).await
+    let found = disk.offload(move || find(&batch)).await;
+    Ok(found.unwrap_or_else(|Unreadable| {
+        Some(Found {
+            offset: Offset(header.base_offset.max(from.0)),
+            timestamp: Timestamp(header.max_timestamp),
+            leader_epoch: LeaderEpoch(header.partition_leader_epoch),
+        })
+    }))
 }
 
 fn unreadable(view: &SegmentView, position: u64, header: &BatchHeader) -> SegmentError {
