@@ -160,10 +160,18 @@ fn drain(
     read.map(drop).map_err(|_| CompressionError::Malformed(codec))
 }
 
+/// Most frames of LZ4 in one block of data: each costs the room of a block of up to 4 MiB, also where nothing comes out.
+const LZ4_FRAMES_MAX: usize = 16;
+/// The frames of the old format have no end, and blocks of 8 MiB. No client writes them.
+const LZ4_LEGACY_MAGIC: [u8; 4] = 0x184C_2102_u32.to_le_bytes();
+
 /// Frame after frame. A missing end mark is let pass: that nothing was cut is for the batch's CRC to say.
 fn lz4_decompress(mut input: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), CompressionError> {
     let before = out.len();
-    loop {
+    for _ in 0..LZ4_FRAMES_MAX {
+        if input.starts_with(&LZ4_LEGACY_MAGIC) {
+            break;
+        }
         let left = input.len();
         let mut decoder = lz4_flex::frame::FrameDecoder::new(input);
         let drained = drain(Compression::Lz4, &mut decoder, limit - (out.len() - before), out);
@@ -175,6 +183,7 @@ fn lz4_decompress(mut input: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(
             Ok(()) => {}
         }
     }
+    Err(CompressionError::Malformed(Compression::Lz4))
 }
 
 /// The first guess at how much comes out, where the frame does not say.

@@ -68,6 +68,17 @@ fn streams_after_each_other_are_one() {
     }
 }
 
+/// A frame costs the room of its blocks, whatever comes out of it, and takes a few bytes.
+#[test]
+fn lz4_frames_without_end_are_refused() {
+    let empty = compressed(Compression::Lz4, b"");
+    assert_eq!(opened(Compression::Lz4, &empty.repeat(16), 1 << 20).unwrap(), b"");
+    assert!(opened(Compression::Lz4, &empty.repeat(17), 1 << 20).is_err());
+    let legacy = [0x02, 0x21, 0x4c, 0x18, 1, 0, 0, 0, 0];
+    assert!(opened(Compression::Lz4, &legacy, 1 << 20).is_err());
+    assert!(opened(Compression::Lz4, &[&empty, legacy.as_slice()].concat(), 1 << 20).is_err());
+}
+
 /// The streaming writers of other clients do not state the size.
 #[test]
 fn zstd_without_a_stated_size() {
