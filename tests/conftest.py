@@ -14,6 +14,17 @@ def pytest_addoption(parser):
     parser.addoption("--peer", choices=sorted(brokers.BROKERS), default="flumen", help="what is tested")
 
 
+def pytest_sessionstart(session):
+    """Whoever starts the suite makes what lets its JVMs start quickly, before any other process does."""
+    if hasattr(session.config, "workerinput") or places.CLASS_ARCHIVE.exists():
+        return
+    broker = _start(brokers.BROKERS[session.config.getoption("--peer")])
+    try:
+        places.archive_classes(broker.address)
+    finally:
+        _close(broker)
+
+
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--peer") == "flumen":
         return
