@@ -321,6 +321,21 @@ def undisturbed(broker: Broker, growth_max: int = GROWTH_MAX):
         assert grown < growth_max, f"{grown / (1 << 20):.0f} MiB more"
 
 
+class Grown(Exception):
+    """The broker has more memory than it may have."""
+
+
+def rss_max(broker: Broker, seconds: float, limit: int) -> int:
+    """The most that the broker has for so long. Ends early where it has too much, or it would take all there is."""
+    most, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        most = max(most, broker.rss_bytes())
+        if most > limit:
+            raise Grown(f"{most // (1 << 20)} MiB")
+        time.sleep(min(0.02, seconds))
+    return most
+
+
 def _kafka_uuid() -> str:
     """A random id in Kafka's print form: 22 characters of URL-safe base64, never opening with '-'."""
     import base64

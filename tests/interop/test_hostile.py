@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from harness import wire
-from harness.brokers import undisturbed
+from harness.brokers import rss_max, undisturbed
 
 MIB = 1 << 20
 
@@ -511,21 +511,6 @@ def test_large_requests_behind_one_that_waits(own_broker):
 
 
 METADATA = 3
-
-
-class Grown(Exception):
-    """The broker has more memory than it may have."""
-
-
-def rss_max(broker, seconds, limit):
-    """The most that the broker has for so long. Ends early where it has too much, or it would take all there is."""
-    most, until = 0, time.monotonic() + seconds
-    while time.monotonic() < until:
-        most = max(most, broker.rss_bytes())
-        if most > limit:
-            raise Grown(f"{most // MIB} MiB")
-        time.sleep(min(0.02, seconds))
-    return most
 
 
 @pytest.mark.flumen_only

@@ -6,13 +6,14 @@ use flumen_core::coordinator::assignor::Partitions;
 use flumen_core::coordinator::consumer::DescribedGroup as Described;
 use flumen_core::coordinator::{Answer, Caller, Context, Coordinator, Request as GroupRequest, Token};
 use flumen_core::metadata::Image;
+use flumen_wire::ErrorCode;
 use flumen_wire::messages::consumer_group_describe_request::ConsumerGroupDescribeRequest;
 use flumen_wire::messages::consumer_group_describe_response::{
     Assignment, ConsumerGroupDescribeResponse, DescribedGroup, Member, TopicPartitions,
 };
 
 use super::authorized_operations as operations;
-use super::group::each;
+use super::group::{are_repeated, each};
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -25,12 +26,17 @@ const UNKNOWN: i8 = -1;
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: ConsumerGroupDescribeRequest<'_> = request.body()?;
-    let asked = body.group_ids.iter().map(|group_id| {
+    let repeated = are_repeated(body.group_ids.iter().copied());
+    let asked = body.group_ids.iter().zip(repeated).map(|(group_id, is_repeated)| async move {
+        if is_repeated {
+            return Answer::Failed(ErrorCode::InvalidRequest);
+        }
         let id = (*group_id).to_owned();
-        shard.coordinate(group_id, move |coordinator: &mut Coordinator, cx: &Context<'_>, token: Token| {
+        let call = move |coordinator: &mut Coordinator, cx: &Context<'_>, token: Token| {
             let described = GroupRequest::ConsumerGroupDescribe(&id);
             coordinator.handle(cx, &Caller::default(), described, token);
-        })
+        };
+        shard.coordinate(group_id, call).await
     });
     let answers = each(asked).await?;
     let image = shard.image();

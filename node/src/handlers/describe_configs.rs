@@ -20,9 +20,9 @@ use crate::net::response::Response;
 use crate::runtime;
 use crate::shard::Shard;
 
-/// Most bytes of descriptions in one response, about: enough for the settings of 8,000 topics. A few bytes of
+/// Most memory that the descriptions in one response take, about: enough for the settings of 3,000 topics. A few bytes of
 /// request ask for many of response, and the same resource may be named any number of times.
-const DESCRIBED_BYTES_MAX: usize = 32 << 20;
+const DESCRIBED_BYTES_MAX: usize = 64 << 20;
 
 /// Kinds of resources, on the wire.
 pub(super) mod resource_type {
@@ -38,6 +38,7 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     let image = shard.image();
     let node = shard.node_id();
     let settings = image.settings(node, &shard.facts.statics);
+    let _alone = shard.large_answer.lock().await;
     let mut budget = DESCRIBED_BYTES_MAX;
     let mut described = Vec::with_capacity(body.resources.len());
     for resource in &body.resources {
@@ -142,9 +143,9 @@ fn refused(code: ErrorCode, text: impl Into<String>) -> Refused {
     Refused { code, message: Some(text.into()) }
 }
 
-/// About how many bytes a description takes in the response.
+/// About how many bytes a description takes until it has left, as it is and in the response.
 fn shown_bytes(described: &Described, body: &DescribeConfigsRequest<'_>) -> usize {
-    const FIXED_BYTES: usize = 16;
+    const FIXED_BYTES: usize = 256;
     let len = |value: &Option<String>| value.as_ref().map_or(0, String::len);
     let mut bytes = FIXED_BYTES + described.setting.name.len() + len(&described.value);
     if body.include_synonyms {

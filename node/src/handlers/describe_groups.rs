@@ -10,7 +10,7 @@ use flumen_wire::messages::describe_groups_response::{
 };
 
 use super::authorized_operations as operations;
-use super::group::each;
+use super::group::{are_repeated, each};
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -23,9 +23,13 @@ const DEAD: &str = "Dead";
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: DescribeGroupsRequest<'_> = request.body()?;
-    let asked = body.groups.iter().map(|group_id| {
+    let repeated = are_repeated(body.groups.iter().copied());
+    let asked = body.groups.iter().zip(repeated).map(|(group_id, is_repeated)| {
         let group_id = (*group_id).to_owned();
         async move {
+            if is_repeated {
+                return Answer::Failed(ErrorCode::InvalidRequest);
+            }
             let id = group_id.clone();
             let call = move |coordinator: &mut flumen_core::coordinator::Coordinator,
                              cx: &flumen_core::coordinator::Context<'_>,

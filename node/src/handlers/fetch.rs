@@ -178,7 +178,7 @@ fn outcome(read: &Read) -> Outcome {
 async fn gather(shard: &Rc<Shard>, request: &Request, fetch: &Fetch) -> Vec<Read> {
     let wants: Vec<Want> = fetch.wants.iter().filter_map(|want| want.as_ref().ok().copied()).collect();
     let deadline = request.began + fetch.max_wait;
-    let may_wait = wants.len() == fetch.wants.len() && !wants.is_empty();
+    let may_wait = wants.len() == fetch.wants.len() && !wants.is_empty() && shard.may_park(wants.len());
     let mut parked = Parked { shard, fetch: None, wants: &wants };
     let reads = read_until(shard, request, fetch, &mut parked, may_wait.then_some(deadline)).await;
     parked.end(request);
@@ -235,7 +235,7 @@ struct Parked<'a> {
 impl Parked<'_> {
     fn watch(&mut self, request: &Request) -> Watch {
         let fetch = self.fetch.get_or_insert_with(|| {
-            let fetch = self.shard.park();
+            let fetch = self.shard.park(self.wants.len());
             request.connection.parked.borrow_mut().push(Rc::clone(&fetch));
             fetch
         });

@@ -1,5 +1,7 @@
 //! What the handlers of groups have in common: who asks, and the refusal of a coordinator.
 
+use std::collections::HashSet;
+
 use flumen_core::coordinator::{Answer, Caller};
 use flumen_wire::ErrorCode;
 use futures_util::stream::{self, StreamExt};
@@ -43,6 +45,13 @@ pub(super) async fn each<F: Future>(
         return Err(Refusal::Close(text));
     }
     Ok(stream::iter(asked).buffered(GROUPS_AT_ONCE).collect().await)
+}
+
+/// Of each group that a request names, whether it was named before: the same may be named any number of times, and what is to
+/// be said of it is large.
+pub(super) fn are_repeated<'a>(groups: impl Iterator<Item = &'a str>) -> Vec<bool> {
+    let mut seen = HashSet::new();
+    groups.map(|group| !seen.insert(group)).collect()
 }
 
 /// The code of an answer that has nothing else to say.

@@ -30,6 +30,9 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     let asked = body.topics.filter(|topics| request.version > 0 || !topics.is_empty());
     let asked = asked.map(|topics| distinct(request.version, topics));
     let asked = asked.as_deref();
+    if let Some(refused) = asked.and_then(|asked| refused_of_old(request.version, asked)) {
+        return request.respond(&refused);
+    }
     let refusals = match asked {
         Some(topics) if body.allow_auto_topic_creation || request.version < 4 => {
             create_missing(shard, topics).await
@@ -66,6 +69,20 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
         })
         .collect();
     request.respond(&answer)
+}
+
+/// Before topics could be asked for by id, a request may have fields for that, but not use them: none of it is answered, as
+/// in Kafka.
+fn refused_of_old<'a>(version: i16, asked: &'a [MetadataRequestTopic<'a>]) -> Option<MetadataResponse<'a>> {
+    let by_id = |topic: &MetadataRequestTopic<'_>| topic.name.is_none() || topic.topic_id != [0; 16];
+    if version >= ID_VERSION || !asked.iter().any(by_id) {
+        return None;
+    }
+    let refuse = |topic: &MetadataRequestTopic<'a>| MetadataResponseTopic {
+        name: Some(topic.name.unwrap_or_default()),
+        ..unknown(ErrorCode::InvalidRequest, topic)
+    };
+    Some(MetadataResponse { topics: asked.iter().map(refuse).collect(), ..MetadataResponse::default() })
 }
 
 /// What is asked for, each once: by its id where it has one, else by its name.

@@ -160,7 +160,7 @@ pub(crate) fn dispatch(shard: &Shard, connection: &Rc<Connection>, frame: Bytes)
         frame,
         body_at,
     };
-    connection.pin(request.pinned);
+    shard.net.pin(connection, request.pinned);
     match key {
         ApiKey::Produce => produce::begin(shard, request),
         _ => {

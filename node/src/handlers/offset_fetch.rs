@@ -14,7 +14,7 @@ use flumen_wire::messages::offset_fetch_response::{
     OffsetFetchResponsePartitions, OffsetFetchResponseTopic, OffsetFetchResponseTopics,
 };
 
-use super::group::each;
+use super::group::{are_repeated, each};
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -53,8 +53,14 @@ pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Respo
     let body: OffsetFetchRequest<'_> = request.body()?;
     let version = request.version;
     if version >= GROUPS_VERSION {
-        let asked = body.groups.iter().map(|group| of_group(shard, group, version));
-        let fetched = each(asked.map(|asked| fetch(shard, asked, version))).await?;
+        let repeated = are_repeated(body.groups.iter().map(|group| group.group_id));
+        let asked = body.groups.iter().zip(repeated).map(|(group, is_repeated)| async move {
+            match is_repeated {
+                true => GroupFetched { error: ErrorCode::InvalidRequest, topics: Vec::new() },
+                false => fetch(shard, of_group(shard, group, version), version).await,
+            }
+        });
+        let fetched = each(asked).await?;
         let groups = body.groups.iter().zip(&fetched).map(|(group, fetched)| OffsetFetchResponseGroup {
             group_id: group.group_id,
             error_code: fetched.error.code(),

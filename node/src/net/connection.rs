@@ -13,8 +13,9 @@
 //! - responses leave in the order of the requests;
 //! - nothing is allocated by a length that a peer merely claims: buffers grow as the bytes arrive;
 //! - what one connection can pin is bounded: its unprocessed input by one frame, its places by `REQUESTS_IN_FLIGHT_MAX`,
-//!   the frames of requests under way by `IN_FLIGHT_BYTES_MAX` and one; and no further request is read, nor one that was
-//!   read begun, while `UNSENT_BYTES_PAUSE` wait to be sent;
+//!   the frames of requests under way by `IN_FLIGHT_BYTES_MAX` and one, or by one where those of all connections of the
+//!   shard are too much; and no further request is read, nor one that was read begun, while `UNSENT_BYTES_PAUSE` wait to be
+//!   sent;
 //! - a closed connection has no descriptor, whoever waits for something on its behalf.
 
 use std::cell::{Cell, RefCell};
@@ -173,9 +174,14 @@ impl Connection {
         self.closed.get()
     }
 
-    /// A request begins that pins so much, until as much has been [taken off](super::Net::unpin).
-    pub(crate) fn pin(&self, bytes: usize) {
+    /// A request begins that pins so much.
+    pub(super) fn pin(&self, bytes: usize) {
         self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+    }
+
+    /// What the requests under way pin.
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes.get()
     }
 
     /// It has ended.

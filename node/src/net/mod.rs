@@ -59,6 +59,11 @@ const FRAME_BYTES_AT_ONCE: usize = 1 << 20;
 const GRANT_BYTES_MIN: usize = 64 << 10;
 /// The part of what is left for unread responses that one may take.
 const GRANT_SHARE: usize = 4;
+/// How long a peer may take nothing, at least, before it is closed for what it leaves unread; and how often that is looked at.
+const STANDS_MIN: Duration = Duration::from_secs(1);
+const RELIEVE_EVERY: Duration = Duration::from_millis(100);
+/// How many times what peers may leave unread is so much that nobody is waited for.
+const UNSENT_FAR: usize = 2;
 const LISTENER: u64 = u64::MAX;
 const RESUMED: u64 = u64::MAX - 1;
 
@@ -75,6 +80,8 @@ pub(crate) struct NetLimits {
     pub(crate) unsent_bytes_max: usize,
     /// Bytes of requests of this shard that have not arrived whole.
     pub(crate) unfinished_bytes_max: usize,
+    /// Bytes of requests of this shard under way, from which on each connection may have one alone.
+    pub(crate) in_flight_bytes_max: usize,
 }
 
 /// What a handler wants done with the connection after a frame.
@@ -127,6 +134,10 @@ pub(crate) struct Net {
     unsent_bytes: Cell<usize>,
     /// What responses may bring that are being made.
     granted_bytes: Cell<usize>,
+    /// What the requests under way of all connections pin.
+    in_flight_bytes: Cell<usize>,
+    /// When peers were last closed for what they leave unread.
+    relieved: Cell<Duration>,
 }
 
 /// How much a response may bring. Held while it is gathered.
@@ -164,6 +175,8 @@ impl Net {
             now: Cell::default(),
             unsent_bytes: Cell::default(),
             granted_bytes: Cell::default(),
+            in_flight_bytes: Cell::default(),
+            relieved: Cell::default(),
         };
         epoll::add(
             &net.epoll,
@@ -203,6 +216,9 @@ impl Net {
         }
         self.events.replace(events);
         self.flush(requests);
+        if self.unsent_bytes.get() > self.limits.unsent_bytes_max {
+            self.relieve(requests);
+        }
     }
 
     fn poll(&self, events: &mut Vec<epoll::Event>) {
@@ -238,12 +254,27 @@ impl Net {
         }
     }
 
+    /// A request begins that pins so much, until as much is [taken off](Net::unpin) or its connection is closed.
+    pub(crate) fn pin(&self, connection: &Connection, bytes: usize) {
+        connection.pin(bytes);
+        self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+    }
+
     /// A request has ended that pinned so much, with an answer or without: another may be read.
     pub(crate) fn unpin(&self, connection: &Rc<Connection>, bytes: usize) {
-        connection.unpin(bytes);
+        // With a connection all of it was taken off.
         if !connection.closed.get() {
+            connection.unpin(bytes);
+            self.in_flight_bytes.set(self.in_flight_bytes.get() - bytes);
             self.list(connection);
         }
+    }
+
+    /// Whether the next request of a connection may be read. Who waits for others to end is looked at again when one of its
+    /// own ends.
+    fn may_read(&self, connection: &Connection) -> bool {
+        let is_much = self.in_flight_bytes.get() >= self.limits.in_flight_bytes_max;
+        connection.may_read() && !(is_much && connection.in_flight_bytes() > 0)
     }
 
     /// Answers a request. The bytes leave with the next [`Net::flush`].
@@ -302,7 +333,7 @@ impl Net {
                 self.close(&connection);
                 continue;
             }
-            if connection.backlog.get() && connection.may_read() {
+            if connection.backlog.get() && self.may_read(&connection) {
                 // A peer that sends and takes without a pause would keep this loop going.
                 if resumed < RESUMED_PER_FLUSH {
                     resumed += 1;
@@ -312,7 +343,8 @@ impl Net {
                 }
                 continue;
             }
-            self.watch(&connection, Interest { read: connection.may_read(), write: sent == Sent::Blocked });
+            let read = self.may_read(&connection);
+            self.watch(&connection, Interest { read, write: sent == Sent::Blocked });
         }
     }
 
@@ -374,35 +406,48 @@ impl Net {
         }
     }
 
-    /// Closes connections that have been idle for too long, that take too long over a request while others wait for its
-    /// memory, and, when peers that do not read pin too much, those of them that have stood still the longest. Called now
-    /// and then.
+    /// Closes connections that have been idle for too long, and that take too long over a request while others wait for its
+    /// memory. Called now and then.
     pub(crate) fn sweep(&self, now: Duration, requests: &impl Requests) {
         self.now.set(now);
         // Where the kernel is short of memory, the next sweep tries again.
         let _ = self.listen();
         let all: Vec<_> = self.connections.borrow().iter().map(|(_, c)| Rc::clone(c)).collect();
         let is_memory_awaited = self.intake.is_awaited();
-        let mut unsent: usize = 0;
-        let mut stuck = Vec::new();
         for connection in all {
             let idle = now.saturating_sub(connection.last_active.get());
-            let pinned = connection.unsent_bytes();
             if idle > self.limits.idle_max && connection.requests_in_flight() == 0 {
                 self.close(&connection);
             } else if is_memory_awaited && Intake::is_overdue(&connection, now) {
                 requests
                     .complain(connection.peer, "closed: its request does not arrive, and memory is short");
                 self.close(&connection);
-            } else if pinned > 0 {
-                unsent += pinned;
-                stuck.push((connection.stands_since.get(), connection));
             }
         }
+        self.relieve(requests);
+    }
+
+    /// While peers that do not read pin too much, closes those of them that have stood still the longest: after a while, and
+    /// at once where it is far too much.
+    fn relieve(&self, requests: &impl Requests) {
+        let is_far_too_much = || self.unsent_bytes.get() / UNSENT_FAR > self.limits.unsent_bytes_max;
+        let now = self.now.get();
+        if now.saturating_sub(self.relieved.get()) < RELIEVE_EVERY && !is_far_too_much() {
+            return;
+        }
+        self.relieved.set(now);
+        let all = self.connections.borrow();
+        let stands = all.iter().filter(|(_, c)| c.unsent_bytes() > 0);
+        let mut stuck: Vec<_> = stands.map(|(_, c)| (c.stands_since.get(), Rc::clone(c))).collect();
+        drop(all);
         stuck.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
-        while unsent > self.limits.unsent_bytes_max {
-            let Some((_, connection)) = stuck.pop() else { break };
-            unsent -= connection.unsent_bytes();
+        while self.unsent_bytes.get() > self.limits.unsent_bytes_max {
+            let Some((since, connection)) = stuck.pop() else { return };
+            // The last to stand may just have begun, with an answer that is that large by itself.
+            let at_once = is_far_too_much() && !stuck.is_empty();
+            if now.saturating_sub(since) < STANDS_MIN && !at_once {
+                return;
+            }
             requests.complain(connection.peer, "closed: it does not read its responses, and memory is short");
             self.close(&connection);
         }
@@ -413,6 +458,7 @@ impl Net {
             return;
         }
         self.unsent_bytes.set(self.unsent_bytes.get() - connection.unsent_bytes());
+        self.in_flight_bytes.set(self.in_flight_bytes.get() - connection.in_flight_bytes());
         connection.discard_output();
         connection.ring();
         *connection.partial.borrow_mut() = BytesMut::new();
@@ -511,7 +557,7 @@ impl Net {
     fn receive(&self, connection: &Rc<Connection>, requests: &impl Requests) {
         connection.last_active.set(self.now.get());
         let mut taken = 0;
-        while taken < BYTES_PER_TURN && connection.may_read() && !connection.closed.get() {
+        while taken < BYTES_PER_TURN && self.may_read(connection) && !connection.closed.get() {
             let outcome = if connection.backlog.take() {
                 let bytes = connection.partial.take().freeze();
                 self.let_go(connection);
@@ -594,7 +640,7 @@ impl Net {
         while !bytes.is_empty() && !connection.closed.get() {
             let wanted = self.wanted_len(&bytes)?;
             let whole = bytes.len() >= wanted && wanted > frame::PREFIX_LEN;
-            if whole && connection.may_read() {
+            if whole && self.may_read(connection) {
                 let mut frame = bytes.split_to(wanted);
                 frame.advance(frame::PREFIX_LEN);
                 if let Flow::Close(reason) = requests.frame(connection, frame) {

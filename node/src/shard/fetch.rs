@@ -29,9 +29,14 @@ use crate::disk;
 use crate::net::response::Payload;
 use crate::sys::Lent;
 
+/// Most partitions that the waiting fetches of a shard read, all together: each takes some 200 bytes.
+const PARKED_WANTS_MAX: usize = 1 << 20;
+
 /// A fetch that waits for data.
 pub(crate) struct ParkedFetch {
     key: u64,
+    /// How many partitions it reads.
+    wants: usize,
     woken: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
@@ -88,6 +93,8 @@ pub(crate) struct Wait {
 #[derive(Default)]
 pub(crate) struct Fetches {
     parked: RefCell<HashMap<u64, Rc<ParkedFetch>>>,
+    /// Partitions that they read, of all together.
+    parked_wants: Cell<usize>,
     next_key: Cell<u64>,
     watches: RefCell<HashMap<Slot, HashSet<Watch>>>,
 }
@@ -192,18 +199,26 @@ impl Payload for Lent {
 }
 
 impl Shard {
+    /// Whether a fetch of so many partitions may wait. Where not, it is answered with what there is.
+    pub(crate) fn may_park(&self, wants: usize) -> bool {
+        self.fetches.parked_wants.get() + wants <= PARKED_WANTS_MAX
+    }
+
     /// Makes a fetch known, so that it can be woken.
-    pub(crate) fn park(&self) -> Rc<ParkedFetch> {
+    pub(crate) fn park(&self, wants: usize) -> Rc<ParkedFetch> {
         let key = self.fetches.next_key.get();
         self.fetches.next_key.set(key + 1);
-        let parked = Rc::new(ParkedFetch { key, woken: Cell::new(false), waker: RefCell::default() });
+        let parked = Rc::new(ParkedFetch { key, wants, woken: Cell::new(false), waker: RefCell::default() });
+        self.fetches.parked_wants.set(self.fetches.parked_wants.get() + wants);
         self.fetches.parked.borrow_mut().insert(key, Rc::clone(&parked));
         parked
     }
 
     /// The fetch is over.
     pub(crate) fn unpark(&self, parked: &ParkedFetch) {
-        self.fetches.parked.borrow_mut().remove(&parked.key);
+        if self.fetches.parked.borrow_mut().remove(&parked.key).is_some() {
+            self.fetches.parked_wants.set(self.fetches.parked_wants.get() - parked.wants);
+        }
     }
 
     pub(super) fn wake_parked(&self, key: u64) {

@@ -65,6 +65,8 @@ const COMPLAINTS_EVERY: Duration = Duration::from_secs(1);
 const UNSENT_SHARE: u64 = 4;
 /// The part of `--memory` that requests may take which have not arrived whole.
 const UNFINISHED_SHARE: u64 = 8;
+/// The part of `--memory` that requests under way may take before each connection may have one alone.
+const IN_FLIGHT_SHARE: u64 = 4;
 /// How long a fetch session is safe from others that want its slot; Kafka's.
 const SESSION_EVICTION_MS: u64 = 120_000;
 /// How often connections are looked at for idleness.
@@ -101,6 +103,8 @@ pub(crate) struct Shard {
     controller: Option<ControllerLog>,
     /// Held by the task of this shard whose decision is under way.
     deciding: Mutex<()>,
+    /// Held by the task whose answer is large in memory until it is sent.
+    pub(crate) large_answer: Mutex<()>,
     image: RefCell<Arc<Image>>,
     config: RefCell<Rc<BrokerConfig>>,
     /// Settings of topics, resolved when first asked for; emptied by each new image.
@@ -160,6 +164,7 @@ pub(crate) async fn run(
         idle_max: config.connections_max_idle_ms.map_or(Duration::MAX, Duration::from_millis),
         unsent_bytes_max: (facts.config.memory / UNSENT_SHARE) as usize / count,
         unfinished_bytes_max: (facts.config.memory / UNFINISHED_SHARE) as usize / count,
+        in_flight_bytes_max: (facts.config.memory / IN_FLIGHT_SHARE) as usize / count,
     };
     facts.admission.limit(&config);
     let session_slots = (config.max_incremental_fetch_session_cache_slots as usize).div_ceil(count);
@@ -176,6 +181,7 @@ pub(crate) async fn run(
         lacks_partitions: Cell::new(false),
         controller,
         deciding: Mutex::new(()),
+        large_answer: Mutex::new(()),
         image: RefCell::new(image),
         config: RefCell::new(config),
         log_configs: RefCell::default(),
