@@ -179,14 +179,19 @@ impl Partition {
             return;
         }
         let directory = self.directory.clone();
+        // Compaction has taken all of it, perhaps, before its producer asked again.
+        let overwritten = self.is_compacted() && self.log.range(base + 1..).next().is_some();
         let here = self.log.entry(base).or_default();
         let placed = here.iter().rposition(|candidate| candidate.token == token);
         let same = |candidate: &Candidate| !candidate.failed && candidate.serial == serial;
         let Some(at) = placed.or_else(|| here.iter().rposition(same)) else {
             assert!(
-                base < self.log_start_asked || self.retention,
+                base < self.log_start_asked || self.retention || overwritten,
                 "{directory}: answer for offset {base}, not sent"
             );
+            if here.is_empty() {
+                self.log.remove(&base);
+            }
             return;
         };
         let candidate = &mut here[at];
