@@ -94,9 +94,11 @@ def java(
 
 def archive_classes(address: str) -> None:
     """Makes the class archive by a run of what has Kafka's admin client, producer and consumer in it, against the broker there."""
-    options = (*QUICK_JVM[:2], f"-XX:ArchiveClassesAtExit={CLASS_ARCHIVE}", "-Xlog:cds=off")
+    made = CLASS_ARCHIVE.with_suffix(f".{os.getpid()}")
+    options = (*QUICK_JVM[:2], f"-XX:ArchiveClassesAtExit={made}", "-Xlog:cds=off")
     flags = ("--topic", "classes", "--num-records", "10", "--producer-acks", "all", "--record-size", "100")
     run(java("org.apache.kafka.tools.EndToEndLatency", "--bootstrap-server", address, *flags, options=options))
+    made.rename(CLASS_ARCHIVE)
 
 
 class ClientFailed(Exception):

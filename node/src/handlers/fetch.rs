@@ -38,6 +38,8 @@ const TOPIC_ID_VERSION: i16 = 13;
 /// How long a fetch that was woken for too little rests before it looks again: at first, and in the end.
 const REST_MIN: Duration = Duration::from_micros(500);
 const REST_MAX: Duration = Duration::from_millis(5);
+/// How long a fetch rests that may not wait, as too many do.
+const UNPARKED_REST: Duration = Duration::from_millis(100);
 
 type Read = PartitionRead<Box<dyn Payload>>;
 
@@ -178,7 +180,13 @@ fn outcome(read: &Read) -> Outcome {
 async fn gather(shard: &Rc<Shard>, request: &Request, fetch: &Fetch) -> Vec<Read> {
     let wants: Vec<Want> = fetch.wants.iter().filter_map(|want| want.as_ref().ok().copied()).collect();
     let deadline = request.began + fetch.max_wait;
-    let may_wait = wants.len() == fetch.wants.len() && !wants.is_empty() && shard.may_park(wants.len());
+    let may_wait = wants.len() == fetch.wants.len() && !wants.is_empty();
+    let may_park = shard.may_park(wants.len());
+    if may_wait && !may_park {
+        // Without any rest it would be asked again at once.
+        runtime::sleep(fetch.max_wait.min(UNPARKED_REST)).await;
+    }
+    let may_wait = may_wait && may_park;
     let mut parked = Parked { shard, fetch: None, wants: &wants };
     let reads = read_until(shard, request, fetch, &mut parked, may_wait.then_some(deadline)).await;
     parked.end(request);
@@ -215,8 +223,11 @@ async fn read_until(
             return reads;
         }
         drop(reads);
-        // Woken or out of time: either way, look again.
+        // Woken or out of time: either way, look again. Of the request nothing is held meanwhile.
+        shard.net.unpin(&request.connection, request.pinned);
+        shard.net.flush(&**shard);
         let _ = runtime::timeout(left, waiting.woken()).await;
+        shard.net.pin(&request.connection, request.pinned);
         if !rest.is_zero() {
             // Where small batches come one by one, each would be read as often as one comes.
             runtime::sleep(rest.min(left)).await;

@@ -90,6 +90,8 @@ pub(crate) struct Connection {
     pub(super) closed: Cell<bool>,
     /// What epoll watches for.
     pub(super) interest: Cell<Interest>,
+    /// The peer sends no more: what is left can be read, and then the end.
+    pub(super) hung_up: Cell<bool>,
     /// On the list of connections to look after at the end of this turn.
     pub(super) listed: Cell<bool>,
     /// A handler asked for a pause (back-pressure of the log).
@@ -108,6 +110,8 @@ pub(crate) struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Interest {
     pub(super) read: bool,
+    /// That the peer hangs up, though nothing may be read. It is told again and again until it is read.
+    pub(super) hangup: bool,
     pub(super) write: bool,
 }
 
@@ -159,7 +163,8 @@ impl Connection {
             large: Cell::new(false),
             output: RefCell::default(),
             closed: Cell::new(false),
-            interest: Cell::new(Interest { read: true, write: false }),
+            interest: Cell::new(Interest { read: true, hangup: true, write: false }),
+            hung_up: Cell::new(false),
             listed: Cell::new(false),
             held: Cell::new(0),
             last_active: Cell::new(now),

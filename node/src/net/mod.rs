@@ -33,7 +33,7 @@ use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
 use slab::Slab;
 
-use crate::sys;
+use crate::{runtime, sys};
 use admission::Admission;
 use connection::{Connection, ConnectionKey, Interest, Place, Sent};
 use intake::Intake;
@@ -218,6 +218,7 @@ impl Net {
         self.flush(requests);
         if self.unsent_bytes.get() > self.limits.unsent_bytes_max {
             self.relieve(requests);
+            self.flush(requests);
         }
     }
 
@@ -247,6 +248,9 @@ impl Net {
                 if flags.contains(epoll::EventFlags::OUT) {
                     self.list(&connection);
                 }
+                if flags.contains(epoll::EventFlags::RDHUP) {
+                    connection.hung_up.set(true);
+                }
                 if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP) {
                     self.receive(&connection, requests);
                 }
@@ -256,8 +260,10 @@ impl Net {
 
     /// A request begins that pins so much, until as much is [taken off](Net::unpin) or its connection is closed.
     pub(crate) fn pin(&self, connection: &Connection, bytes: usize) {
-        connection.pin(bytes);
-        self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+        if !connection.closed.get() {
+            connection.pin(bytes);
+            self.in_flight_bytes.set(self.in_flight_bytes.get() + bytes);
+        }
     }
 
     /// A request has ended that pinned so much, with an answer or without: another may be read.
@@ -271,10 +277,11 @@ impl Net {
     }
 
     /// Whether the next request of a connection may be read. Who waits for others to end is looked at again when one of its
-    /// own ends.
+    /// own ends, or it hangs up.
     fn may_read(&self, connection: &Connection) -> bool {
         let is_much = self.in_flight_bytes.get() >= self.limits.in_flight_bytes_max;
-        connection.may_read() && !(is_much && connection.in_flight_bytes() > 0)
+        let waits = is_much && connection.in_flight_bytes() > 0 && !connection.hung_up.get();
+        connection.may_read() && !waits
     }
 
     /// Answers a request. The bytes leave with the next [`Net::flush`].
@@ -283,7 +290,7 @@ impl Net {
             return;
         }
         if connection.unsent_bytes() == 0 {
-            connection.stands_since.set(self.now.get());
+            connection.stands_since.set(runtime::uptime());
         }
         self.unsent_bytes.set(self.unsent_bytes.get() + response.len());
         connection.fill(place, response);
@@ -325,7 +332,7 @@ impl Net {
             self.counters.borrow_mut().bytes_out += bytes as u64;
             if bytes > 0 {
                 connection.last_active.set(self.now.get());
-                connection.stands_since.set(self.now.get());
+                connection.stands_since.set(runtime::uptime());
                 self.unsent_bytes.set(self.unsent_bytes.get() - bytes);
                 connection.ring();
             }
@@ -343,8 +350,8 @@ impl Net {
                 }
                 continue;
             }
-            let read = self.may_read(&connection);
-            self.watch(&connection, Interest { read, write: sent == Sent::Blocked });
+            let (read, hangup) = (self.may_read(&connection), connection.may_read());
+            self.watch(&connection, Interest { read, hangup, write: sent == Sent::Blocked });
         }
     }
 
@@ -425,10 +432,11 @@ impl Net {
             }
         }
         self.relieve(requests);
+        self.flush(requests);
     }
 
     /// While peers that do not read pin too much, closes those of them that have stood still the longest: after a while, and
-    /// at once where it is far too much.
+    /// at once where it is far too much, but for who has less than his part of that.
     fn relieve(&self, requests: &impl Requests) {
         let is_far_too_much = || self.unsent_bytes.get() / UNSENT_FAR > self.limits.unsent_bytes_max;
         let now = self.now.get();
@@ -441,12 +449,17 @@ impl Net {
         let mut stuck: Vec<_> = stands.map(|(_, c)| (c.stands_since.get(), Rc::clone(c))).collect();
         drop(all);
         stuck.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
+        let part = self.unsent_bytes.get() / (2 * stuck.len().max(1));
         while self.unsent_bytes.get() > self.limits.unsent_bytes_max {
             let Some((since, connection)) = stuck.pop() else { return };
-            // The last to stand may just have begun, with an answer that is that large by itself.
-            let at_once = is_far_too_much() && !stuck.is_empty();
-            if now.saturating_sub(since) < STANDS_MIN && !at_once {
-                return;
+            if now.saturating_sub(since) < STANDS_MIN {
+                // The last to stand may just have begun, with an answer that is that large by itself.
+                if !is_far_too_much() || stuck.is_empty() {
+                    return;
+                }
+                if connection.unsent_bytes() < part {
+                    continue;
+                }
             }
             requests.complain(connection.peer, "closed: it does not read its responses, and memory is short");
             self.close(&connection);
@@ -499,7 +512,8 @@ impl Net {
             return;
         }
         let mut flags = epoll::EventFlags::empty();
-        flags.set(epoll::EventFlags::IN | epoll::EventFlags::RDHUP, interest.read);
+        flags.set(epoll::EventFlags::IN, interest.read);
+        flags.set(epoll::EventFlags::RDHUP, interest.read || interest.hangup);
         flags.set(epoll::EventFlags::OUT, interest.write);
         let data = epoll::EventData::new_u64(connection.key.to_u64());
         let socket = connection.socket.borrow();

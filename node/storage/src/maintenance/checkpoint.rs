@@ -41,6 +41,8 @@ struct Snapshot {
     online: Vec<Slot>,
     /// What it says of each partition.
     filled: Vec<(Slot, Filled)>,
+    /// Of some partition something was durable and not filled: the next covers more.
+    is_behind: bool,
 }
 
 impl<D: Disk, T: 'static> Engine<D, T> {
@@ -109,6 +111,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             Ok(()) => {
                 *number += 1;
                 self.covered(&snapshot, started);
+                // Files were filled meanwhile, perhaps.
+                self.relog_broken();
                 if let Some(directory) = self.held_for_good() {
                     self.fail(EngineFault::Held(directory));
                 }
@@ -132,6 +136,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let mut covered = durable;
         let (mut records, mut directories) = (Vec::new(), Vec::new());
         let (mut filled, mut online) = (Vec::new(), Vec::new());
+        let mut is_behind = false;
         for slot in state.slots() {
             let Some(partition) = state.get_mut(slot) else { continue };
             let record = match &partition.frozen {
@@ -148,6 +153,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             records.push(record);
             if partition.offline.is_none() {
                 online.push(slot);
+                is_behind |= partition.covered(durable) < durable;
             }
             // A directory whose sync failed is not synced again: it might say that all is well.
             if std::mem::take(&mut partition.directory_dirty) && !partition.sync_failed {
@@ -169,7 +175,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             durable_lsn: durable,
             records,
         };
-        Snapshot { checkpoint, round, covered, directories, online, filled }
+        Snapshot { checkpoint, round, covered, directories, online, filled, is_behind }
     }
 
     /// Makes fills durable, with the directories of new segments. `false` when some partition went offline.
@@ -228,6 +234,10 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         }
         if state.journal.free_count() > 0 {
             state.journal.disk_full = false;
+        } else if snapshot.is_behind && !state.journal.room_for(state.staged_bytes, state.staged_batches) {
+            // Who was told that there is no room is not heard of again before there is some.
+            state.checkpoint_wanted = true;
+            self.upkeep.notify();
         }
         state.metrics.checkpoints += 1;
         let took = self.disk.monotonic().saturating_sub(started);
@@ -244,7 +254,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let state = self.state.borrow();
         let slots = state.slots().into_iter();
         let offline = || slots.clone().filter_map(|slot| state.get(slot)).filter(|p| p.offline.is_some());
-        if self.life.get() != Life::Running || offline().any(|partition| partition.relogging.is_some()) {
+        if self.life.get() != Life::Running || offline().any(|p| p.relogging.is_some() || p.deleting) {
             return None;
         }
         let journal = &state.journal;
