@@ -6,7 +6,7 @@ use flumen_core::config::LogConfig;
 use flumen_core::epochs::EpochCache;
 use flumen_core::log::Log;
 use flumen_core::producer::ProducerTable;
-use flumen_core::types::{LeaderEpoch, Offset, PartitionId, Timestamp};
+use flumen_core::types::{LeaderEpoch, Offset, PartitionId, Timestamp, TopicId};
 use flumen_wire::ErrorCode;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -514,8 +514,8 @@ fn record(found: Found) -> FoundRecord {
 }
 
 /// Content of `partition.metadata`, as Kafka writes it.
-pub(crate) fn partition_metadata(id: PartitionId) -> String {
-    format!("version: 0\ntopic_id: {}\n", id.topic)
+pub(crate) fn partition_metadata(topic: TopicId) -> String {
+    format!("version: 0\ntopic_id: {topic}\n")
 }
 
 /// What bears the name of a new partition is of an older topic, or of a creation that a crash cut short: it is to go.
@@ -539,7 +539,7 @@ pub(crate) async fn make_directory<D: Disk>(
     // Under its name it is whole: recovery tells half a creation from damage by that.
     let metadata = format!("{directory}/partition.metadata");
     let temporary = format!("{metadata}.tmp");
-    disk.write_file(&temporary, partition_metadata(id).as_bytes(), true).await?;
+    disk.write_file(&temporary, partition_metadata(id.topic).as_bytes(), true).await?;
     disk.rename(&temporary, &metadata).await?;
     let path = format!("{}.log", segment_path(directory, Offset(0)));
     disk.open(&path, OpenMode { create_new: true, write: true, synchronous: false }).await?;

@@ -53,11 +53,6 @@ impl Retained {
         Retained { header, body }
     }
 
-    /// Bytes of its records before compression.
-    pub fn len_bytes(&self) -> usize {
-        self.body.len()
-    }
-
     /// The batch, compressed with the codec that it had.
     pub fn build(&self) -> Vec<u8> {
         let mut out = vec![0; HEADER_LEN];

@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use flumen_core::limits::{ALLOCATE_BYTES_MAX, SEGMENT_BYTES_MAX};
+use flumen_core::limits::{ALLOCATE_BYTES_MAX, BATCH_BYTES_MAX, SEGMENT_BYTES_MAX};
 use flumen_core::log::{Group, Pass, Segment};
 use flumen_wire::batch::{BatchError, BatchHeader, RecordSet, Retained, emptied};
 use flumen_wire::compression::Compression;
@@ -21,6 +21,8 @@ use crate::segment::{SegmentIndex, timestamp_of};
 
 /// Records of a batch, uncompressed, from this size on are compressed on another thread.
 const OFFLOAD_BYTES_MIN: usize = 16 << 10;
+/// Others from this one on.
+const OFFLOAD_PLAIN_BYTES_MIN: usize = 256 << 10;
 /// Bytes of one write.
 const WRITE_BYTES: usize = 256 << 10;
 
@@ -65,19 +67,23 @@ impl<D: Disk> Copy<D> {
         header: &BatchHeader,
         source: &[u8],
         copied: Copied,
-    ) -> Vec<(D::Buffer, u64)> {
+    ) -> Result<Vec<(D::Buffer, u64)>, Interrupted> {
         self.is_changed |= !matches!(copied, Copied::Whole);
         match copied {
-            Copied::Whole => self.push(header, source),
-            Copied::Gone => Vec::new(),
+            Copied::Whole => Ok(self.push(header, source)),
+            Copied::Gone => Ok(Vec::new()),
             Copied::Rewritten(bytes) => {
-                // Compressed anew it may be larger, and a segment has an end: then it stays as it was. Keeping more than the
-                // last record of a key is no fault.
-                if self.segment.size + bytes.len() as u64 + self.source_left > SEGMENT_BYTES_MAX {
-                    return self.push(header, source);
+                // Compressed anew it may be larger. Left as it was, it would keep values that the next pass takes for the last
+                // of their keys, once what deleted them has gone.
+                let end = self.segment.size + bytes.len() as u64 + self.source_left;
+                if bytes.len() > BATCH_BYTES_MAX || end > SEGMENT_BYTES_MAX {
+                    let base = header.base_offset;
+                    let reason =
+                        format!("{}: what is left of the batch at offset {base} does not fit", self.path);
+                    return Err(Interrupted::Damaged(reason));
                 }
                 let header = BatchHeader::parse(&bytes).expect("a batch that was just built");
-                self.push(&header, &bytes)
+                Ok(self.push(&header, &bytes))
             }
         }
     }
@@ -209,13 +215,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         work: &mut Work<D>,
         pass: &Pass,
         header: &BatchHeader,
-        records: &RecordSet<'_>,
+        records: RecordSet<'_>,
         size: usize,
     ) -> Result<Copied, BatchError> {
         let mut keep = Vec::new();
         let (mut kept, mut tombstones) = (0, false);
         let forgets = self.forgets_horizons();
-        for record in records {
+        for record in &records {
             let record = record?;
             work.pace.worked(record.size).await;
             let stays = pass.keeps(header, &record) && !(forgets && record.value.is_none());
@@ -236,12 +242,13 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         if kept == keep.len() && horizon.is_none() {
             return Ok(Copied::Whole);
         }
-        let retained = Retained::new(records, &keep, horizon);
-        let compressed = header.compression() != Ok(Compression::None);
-        let large = retained.len_bytes().max(size) >= OFFLOAD_BYTES_MIN;
-        let bytes = match compressed && large {
-            true => self.disk.offload(move || retained.build()).await,
-            false => retained.build(),
+        let plain = header.compression() == Ok(Compression::None);
+        let offload_min = if plain { OFFLOAD_PLAIN_BYTES_MIN } else { OFFLOAD_BYTES_MIN };
+        let bytes = if records.len_bytes().max(size) >= offload_min {
+            let records = records.into_owned();
+            self.disk.offload(move || Retained::new(&records, &keep, horizon).build()).await
+        } else {
+            Retained::new(&records, &keep, horizon).build()
         };
         Ok(Copied::Rewritten(bytes))
     }

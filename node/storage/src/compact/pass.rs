@@ -8,10 +8,10 @@ use flumen_core::types::{Offset, PartitionId};
 use flumen_wire::batch::{BatchError, BatchHeader, Batches, RecordSet};
 use flumen_wire::compression::{Compression, CompressionError};
 
-use super::Interrupted;
 use super::copy::{Copied, Copy, remove_leftover};
 use super::pace::Pace;
 use super::swap::Cleaned;
+use super::{BACKOFF_MIN, Interrupted};
 use crate::api::{CompactionRun, CompactionSettings, Slot};
 use crate::disk::Disk;
 use crate::engine::{Engine, Life, planted};
@@ -67,7 +67,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             partition.compaction.not_before = match &outcome {
                 Ok(()) => None,
                 Err(Interrupted::Over | Interrupted::Failed(_)) => {
-                    Some(self.disk.monotonic() + work.settings.backoff)
+                    Some(self.disk.monotonic() + work.settings.backoff.max(BACKOFF_MIN))
                 }
                 Err(Interrupted::Damaged(_)) => Some(Duration::MAX),
             };
@@ -115,6 +115,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             if waiting_bytes >= BYTES_PER_CHECKPOINT || waiting.len() >= SWAPS_PER_CHECKPOINT {
                 self.swap(work, std::mem::take(&mut waiting)).await?;
                 waiting_bytes = 0;
+                if work.is_partial {
+                    return Err(Interrupted::Over);
+                }
             }
         }
         self.swap(work, waiting).await?;
@@ -148,7 +151,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         self.still_wanted(slot)?;
         let state = self.state.borrow();
         let partition = state.get(slot).ok_or(Interrupted::Over)?;
-        let at = partition.log.segments().iter().position(|segment| segment.base_offset == base);
+        let at = partition.log.segment_of(base);
+        let at = at.filter(|at| partition.log.segments()[*at].base_offset == base);
         let era = self.reader.era();
         // Gaps may be there from an earlier pass whose position was lost.
         Ok(SegmentView { contiguous: false, ..partition.view(at.ok_or(Interrupted::Over)?, era) })
@@ -179,6 +183,9 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let known = {
             let state = self.state.borrow();
             let partition = state.get(work.slot).ok_or(Interrupted::Over)?;
+            if !partition.config.cleanup_policy.compact {
+                return Err(Interrupted::Over);
+            }
             partition.epochs.epoch_for(Offset(header.base_offset))
         };
         if known.is_some_and(|known| known.0 != header.partition_leader_epoch) {
@@ -307,12 +314,12 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                     Fate::Whole => Copied::Whole,
                     Fate::Judged => {
                         let records = self.open(batch.as_slice(), &view, position).await?;
-                        self.judge(work, pass, &header, &records, batch.len())
+                        self.judge(work, pass, &header, records, batch.len())
                             .await
                             .map_err(|error| unreadable(&view, position, &error))?
                     }
                 };
-                let full = copy.take(&header, batch.as_slice(), copied);
+                let full = copy.take(&header, batch.as_slice(), copied)?;
                 self.write_full(work, copy, full).await?;
             }
         }

@@ -126,7 +126,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
         let mut log = partition.log.clone();
         for one in cleaned {
             // Retention may have taken some: these are removed in their turn.
-            match log.replace(one.end, one.segment) {
+            // Nor is anything compacted behind what was not: a tombstone there may delete what is left here.
+            match (!work.is_partial).then(|| log.replace(one.end, one.segment)).flatten() {
                 Some(_) => partition.compaction.swaps.push(Swap { end: one.end, segment: one.segment }),
                 None => work.is_partial = true,
             }

@@ -47,7 +47,7 @@ pub const METADATA_DIRECTORY: &str = "metadata";
 /// Step by which a log's space is allocated.
 const ALLOCATE_BYTES: u64 = 1 << 20;
 /// Records of one frame of a snapshot.
-const SNAPSHOT_FRAME_RECORDS: usize = 1024;
+const SNAPSHOT_FRAME_RECORDS: usize = 256;
 /// Largest file that recovery reads: a log that could not be snapshotted for long, or a snapshot of
 /// everything that the limits allow.
 const FILE_BYTES_MAX: u64 = 1 << 30;
@@ -182,6 +182,9 @@ impl<D: Disk> MetadataLog<D> {
             return Ok(());
         }
         let target = needed.next_multiple_of(ALLOCATE_BYTES);
+        if target > FILE_BYTES_MAX {
+            return Err(AppendError::Full(io::ErrorKind::FileTooLarge.into()));
+        }
         let done = async {
             self.file.preallocate(target).await?;
             // The length is part of what makes later writes durable.
@@ -239,6 +242,9 @@ impl<D: Disk> MetadataLog<D> {
         self.snapshot_due_at = self.position + self.snapshot_bytes;
         let offset = self.next_offset;
         let snapshot = encode_snapshot((self.fresh_uuid)(), self.epoch, image);
+        if snapshot.len() as u64 > FILE_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a snapshot that no start would read"));
+        }
         let path = snapshot_path(offset);
         let temporary = format!("{path}.tmp");
         self.disk.write_file(&temporary, &snapshot, true).await?;

@@ -1,5 +1,6 @@
 //! Recovery of the metadata log: idempotent, and it changes nothing before all of it was understood.
 
+use std::collections::HashSet;
 use std::io;
 use std::rc::Rc;
 
@@ -11,6 +12,7 @@ use super::{
     publish_log, snapshot_path,
 };
 use crate::disk::{BLOCK, Buffer, Disk, File, OpenMode};
+use crate::lifecycle::partition_metadata;
 
 /// What is in the folder, by the names of its files; each list rises.
 #[derive(Default)]
@@ -121,6 +123,23 @@ async fn has_partitions<D: Disk>(disk: &D) -> io::Result<bool> {
     Ok(false)
 }
 
+/// The directory of a partition whose topic the metadata does not know, and which is not on its way to be removed.
+async fn stranger<D: Disk>(disk: &D, image: &Image) -> io::Result<Option<String>> {
+    let known: HashSet<String> = image.topics().map(|topic| partition_metadata(topic.id)).collect();
+    for entry in disk.list("").await?.into_iter().filter(|entry| entry.is_directory) {
+        if entry.name.ends_with("-delete") {
+            continue;
+        }
+        match disk.read_file(&format!("{}/partition.metadata", entry.name), BLOCK as u64).await {
+            Ok(content) if std::str::from_utf8(&content).is_ok_and(|text| known.contains(text)) => {}
+            Ok(_) => return Ok(Some(entry.name)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
 async fn list<D: Disk>(disk: &D) -> io::Result<Listing> {
     let entries = disk.list(METADATA_DIRECTORY).await?;
     Ok(Listing::of(entries.iter().map(|entry| entry.name.as_str())))
@@ -222,6 +241,18 @@ async fn read_log<D: Disk>(
     let failed = |error| MetadataLogError::Io { file: log_path(base), error };
     let (file, bytes) = open_synced(disk, &log_path(base)).await.map_err(failed)?;
     let Replayed { header, end, tail } = replay_log(base, epoch, &bytes, image)?;
+    if tail == Tail::Torn
+        && let Some(directory) = stranger(disk, image).await.map_err(failed)?
+    {
+        return Err(MetadataLogError::Corrupt {
+            file: log_path(base),
+            position: end as u64,
+            reason: format!(
+                "this would be a frame that was never finished, but for {directory}, a partition of a topic that no frame \
+                 before it knows: what made the topic was finished, and is damaged"
+            ),
+        });
+    }
     let whole = end / BLOCK * BLOCK;
     let kept = bytes[whole..end].to_vec();
     let allocated = cut(disk, &file, bytes.len(), end, &kept, tail).await.map_err(failed)?;

@@ -8,6 +8,7 @@ use flumen_core::metadata::{
 use flumen_core::types::{Incarnation, LeaderEpoch, NodeId, TopicId};
 
 use super::*;
+use crate::lifecycle::partition_metadata;
 use crate::sim::{Crash, Fault, Operation, Random, Sim, SimDisk, SimOptions, Stop};
 
 fn uuids(seed: u64) -> impl FnMut() -> [u8; 16] + 'static {
@@ -194,6 +195,53 @@ fn a_torn_tail_is_cut_and_what_follows_it_never_comes_back() {
         assert!(disk.files()[&path][last..].iter().all(|byte| *byte == 0));
         log.append(&decision(4)).await.expect("appends");
         assert_eq!(open(&disk, 3, 1 << 30).await.expect("recovers").1, image_after(5));
+    });
+}
+
+/// A topic is made by a frame first and then by directories, so that one whose directories are there was made by a whole one.
+#[test]
+fn a_last_frame_is_not_torn_whose_partitions_are_there() {
+    on_disk(async |disk| {
+        filled(&disk, 5, 1 << 30).await;
+        let path = log_path(0);
+        let whole = disk.files()[&path].clone();
+        let last = (4096..whole.len() - 8).rfind(|at| whole[*at..*at + 4] == *b"FLMF").expect("frames");
+        disk.corrupt(&path, last as u64 + 41, 0xff).expect("there");
+        disk.create_directory("t-0").await.expect("made");
+        let metadata = partition_metadata(TopicId([7; 16]));
+        disk.write_file("t-0/partition.metadata", metadata.as_bytes(), true).await.expect("written");
+        let before = disk.files();
+        match open(&disk, 2, 1 << 30).await.err().expect("refused") {
+            MetadataLogError::Corrupt { position, reason, .. } => {
+                assert_eq!(position, last as u64);
+                assert!(reason.contains("t-0"), "{reason}");
+            }
+            other => panic!("{other}"),
+        }
+        assert_eq!(disk.files(), before);
+        // One that is on its way to be removed says nothing.
+        disk.rename("t-0", "t-0.1-delete").await.expect("renamed");
+        assert_eq!(open(&disk, 2, 1 << 30).await.expect("a torn tail").1, image_after(4));
+    });
+}
+
+/// Settings of a broker or topic may be as long as a string can be, and there may be many of them.
+#[test]
+fn a_snapshot_holds_the_longest_settings() {
+    on_disk(async |disk| {
+        let (mut log, mut image) = open(&disk, 1, 1 << 20).await.expect("recovers");
+        for n in 0..1100 {
+            let record = Record::Config {
+                resource: ConfigResource::Topic(format!("t{n}").into()),
+                name: "leader.replication.throttled.replicas".into(),
+                value: Some("0".repeat(i16::MAX as usize)),
+            };
+            image.replay(&record).expect("fits");
+            log.append(&[record]).await.expect("appends");
+        }
+        log.snapshot(&image).await.expect("snapshot");
+        drop(log);
+        assert_eq!(open(&disk, 2, 1 << 20).await.expect("recovers").1, image);
     });
 }
 

@@ -47,7 +47,7 @@ impl<D: Disk> Recovery<'_, D> {
         for (id, directory) in new {
             let path = format!("{directory}/partition.metadata");
             let is_own = match self.disk.read_file(&path, METADATA_BYTES_MAX).await {
-                Ok(content) if content == partition_metadata(id).as_bytes() => true,
+                Ok(content) if content == partition_metadata(id.topic).as_bytes() => true,
                 Ok(content) if names_a_topic(&content) => false,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => false,
                 Ok(_) => {
@@ -242,6 +242,7 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
         .await
         .map_err(|(path, error)| in_words(&path, error))?;
     settled.changed |= !seen.is_empty() || !settled.graves.is_empty();
+    let mut longer = Vec::new();
     for entry in &entries {
         let path = format!("{directory}/{}", entry.name);
         let Some((base, extension)) = parse_file_name(&entry.name) else { continue };
@@ -279,9 +280,7 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
             // What recovery wrote since the listing ended at a whole block.
             let written = replay.touched.contains(&base);
             if entry.len > segment.size || written {
-                let mode = OpenMode { write: true, ..OpenMode::default() };
-                let file = disk.open(&path, mode).await.map_err(|error| in_words(&path, error))?;
-                file.truncate(segment.size).await.map_err(|error| in_words(&path, error))?;
+                longer.push((path.clone(), segment.size));
             }
             if entry.len < segment.size {
                 let text = format!("{path} ends at {}, its true end is {}", entry.len, segment.size);
@@ -300,6 +299,12 @@ async fn settle<D: Disk>(disk: &D, replay: &Replay, discards: bool) -> Result<Se
         let mode = OpenMode { create_new: true, write: true, synchronous: false };
         disk.open(&path, mode).await.map_err(|error| in_words(&path, error))?;
         settled.changed = true;
+    }
+    // What contradicts the files does not say which part of them is too much, either.
+    for (path, size) in longer.into_iter().filter(|_| settled.corrupt.is_none()) {
+        let mode = OpenMode { write: true, ..OpenMode::default() };
+        let file = disk.open(&path, mode).await.map_err(|error| in_words(&path, error))?;
+        file.truncate(size).await.map_err(|error| in_words(&path, error))?;
     }
     for extent in &replay.extents {
         if settled.corrupt.is_none()
