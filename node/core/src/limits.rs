@@ -46,6 +46,8 @@ pub const ALLOCATE_BYTES_MAX: u64 = 16 << 20;
 pub const SEGMENT_BYTES_MAX: u64 = i32::MAX as u64;
 /// Most segments of one partition.
 pub const SEGMENTS_MAX: usize = 1 << 20;
+/// Segments of a partition from which on it gets new ones only when the last is full, whatever their age or their index.
+pub const SMALL_SEGMENTS_MAX: usize = 65_536;
 /// Largest checkpoint file.
 pub const CHECKPOINT_BYTES_MAX: u64 = 1 << 30;
 /// Answers that wait for durability on one partition's duplicates at most.
@@ -68,6 +70,10 @@ pub const TOPIC_NAME_BYTES_MAX: usize = 249;
 pub const OVERRIDES_MAX: usize = 512;
 /// Longest value of a setting, in bytes; Kafka's bound.
 pub const CONFIG_VALUE_BYTES_MAX: usize = 32_767;
+/// The same where it is a number or a word.
+pub const CONFIG_WORD_BYTES_MAX: usize = 64;
+/// Names and values of all settings of topics, brokers and groups together: a snapshot of the metadata is one file.
+pub const CONFIGS_BYTES_MAX: usize = 64 << 20;
 /// Most resources whose settings one request may change: it is decided in one go.
 pub const ALTERED_RESOURCES_MAX: usize = 10_000;
 /// Groups that have settings of their own; each is a record of metadata for ever.
@@ -83,6 +89,8 @@ pub const SESSION_PARTITIONS_MAX: usize = 1 << 20;
 pub const GROUPS_PER_COORDINATOR_MAX: usize = 100_000;
 /// Most committed offsets of one coordinator, over all its groups.
 pub const OFFSETS_PER_COORDINATOR_MAX: usize = 1 << 20;
+/// What clients say beside their offsets, of all offsets of a coordinator.
+pub const OFFSETS_METADATA_BYTES_MAX: usize = 32 << 20;
 /// Most members of one group, those included that were only given an id, whatever `group.max.size` says.
 pub const GROUP_MEMBERS_MAX: usize = 10_000;
 /// What the members of one group may say to its protocols, and what they may be assigned, in bytes of each.
@@ -100,11 +108,11 @@ pub const OFFSET_COMMIT_BYTES_MAX: usize = 32 << 20;
 pub const GROUP_MEMBER_TOPICS_MAX: usize = 10_000;
 /// Most regular expressions by which the members of one group subscribe. Each is matched with all topics when one comes or
 /// goes.
-pub const GROUP_EXPRESSIONS_MAX: usize = 256;
+pub const GROUP_EXPRESSIONS_MAX: usize = 64;
 /// Longest regular expression by which a member subscribes.
 pub const GROUP_EXPRESSION_BYTES_MAX: usize = 4_096;
 /// Largest such expression once it is compiled, and largest cache for matching with it.
-pub const GROUP_EXPRESSION_COMPILED_BYTES_MAX: usize = 1 << 20;
+pub const GROUP_EXPRESSION_COMPILED_BYTES_MAX: usize = 128 << 10;
 
 const _: () = assert!(BLOCK_BYTES.is_power_of_two());
 const _: () = assert!(GROUP_BYTES_MAX.is_multiple_of(BLOCK_BYTES));

@@ -10,6 +10,7 @@ use flumen_wire::messages::describe_producers_response::{
     DescribeProducersResponse, PartitionResponse, ProducerState, TopicResponse,
 };
 
+use super::group::check_partitions;
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -21,6 +22,7 @@ const NO_COORDINATOR: i32 = -1;
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: DescribeProducersRequest<'_> = request.body()?;
+    check_partitions(body.topics.iter().map(|topic| &topic.partition_indexes))?;
     let image = shard.image();
     let mut topics: Vec<TopicResponse<'_>> = Vec::with_capacity(body.topics.len());
     let (mut wanted, mut places) = (Vec::new(), Vec::new());

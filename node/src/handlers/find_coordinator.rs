@@ -9,6 +9,7 @@ use flumen_wire::ErrorCode;
 use flumen_wire::messages::find_coordinator_request::FindCoordinatorRequest;
 use flumen_wire::messages::find_coordinator_response::{Coordinator, FindCoordinatorResponse};
 
+use super::group::check_count;
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -21,6 +22,7 @@ const TRANSACTION: i8 = 1;
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: FindCoordinatorRequest<'_> = request.body()?;
+    check_count(body.coordinator_keys.len())?;
     let refusal = match body.key_type {
         GROUP => shard.ensure_offsets_topic().await.err(),
         // Transactions are not served; after this code clients do not ask again (see InitProducerId).

@@ -13,12 +13,17 @@ use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
 
+/// Most states, and types, that groups may be asked for by; there are fewer.
+const FILTERS_MAX: usize = 64;
 /// The first versions that tell the state and the type of a group.
 const STATE_VERSION: i16 = 4;
 const TYPE_VERSION: i16 = 5;
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
-    let _: ListGroupsRequest<'_> = request.body()?;
+    let body: ListGroupsRequest<'_> = request.body()?;
+    if body.states_filter.len().max(body.types_filter.len()) > FILTERS_MAX {
+        return Err(Refusal::Close(format!("more than {FILTERS_MAX} states or types in one request")));
+    }
     let asked = (0..shard.coordinator_partitions()).map(|partition| {
         let carried = Carried::new(request);
         shard.coordinate_at(

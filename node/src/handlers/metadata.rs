@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use flumen_core::coordinator::OFFSETS_TOPIC;
+use flumen_core::limits::PARTITIONS_PER_REQUEST_MAX;
 use flumen_core::metadata::{Image, NewTopic, Topic, check_topic_name, is_internal_topic};
 use flumen_core::types::TopicId;
 use flumen_wire::ErrorCode;
@@ -124,6 +125,8 @@ async fn create_missing(shard: &Rc<Shard>, asked: &[MetadataRequestTopic<'_>]) -
     let mut missing: Vec<String> = missing.into_iter().map(str::to_owned).collect();
     missing.sort_unstable();
     missing.dedup();
+    // Each makes a partition at least. The others are unknown still, and asked for again.
+    missing.truncate(PARTITIONS_PER_REQUEST_MAX);
     if missing.is_empty() {
         return Vec::new();
     }

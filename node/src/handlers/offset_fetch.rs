@@ -14,7 +14,7 @@ use flumen_wire::messages::offset_fetch_response::{
     OffsetFetchResponsePartitions, OffsetFetchResponseTopic, OffsetFetchResponseTopics,
 };
 
-use super::group::{are_repeated, each};
+use super::group::{are_repeated, check_partitions, each};
 use super::{Refusal, Request};
 use crate::net::response::Response;
 use crate::shard::Shard;
@@ -52,6 +52,9 @@ struct GroupFetched {
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: OffsetFetchRequest<'_> = request.body()?;
     let version = request.version;
+    let of_groups = body.groups.iter().flat_map(|group| group.topics.iter().flatten());
+    check_partitions(of_groups.map(|topic| &topic.partition_indexes))?;
+    check_partitions(body.topics.iter().flatten().map(|topic| &topic.partition_indexes))?;
     if version >= GROUPS_VERSION {
         let repeated = are_repeated(body.groups.iter().map(|group| group.group_id));
         let asked = body.groups.iter().zip(repeated).map(|(group, is_repeated)| async move {
@@ -205,7 +208,7 @@ fn nothing(asked: &Asked) -> FetchedTopic {
         partition,
         offset: -1,
         leader_epoch: -1,
-        metadata: "".into(),
+        metadata: Default::default(),
     });
     FetchedTopic { name: asked.name.as_str().into(), id: asked.id, partitions: partitions.collect() }
 }

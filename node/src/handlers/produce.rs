@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 use flumen_core::config::{LogConfig, TimestampType};
+use flumen_core::coordinator::OFFSETS_TOPIC;
 use flumen_core::metadata::is_internal_topic;
 use flumen_core::types::{PartitionId, TopicId};
 use flumen_wire::ErrorCode;
@@ -166,7 +167,9 @@ impl Known {
         Some(Known {
             id: known.id,
             partitions: known.partitions.len(),
-            is_guarded: is_internal_topic(&known.name) && frame.client_id() != ADMIN_CLIENT,
+            // Offsets are written by coordinators alone: whatever else was there would keep their groups from being loaded.
+            is_guarded: is_internal_topic(&known.name)
+                && (&*known.name == OFFSETS_TOPIC || frame.client_id() != ADMIN_CLIENT),
             rules: Rules::of(&shard.log_config(known.id, &known.name), frame.version),
         })
     }

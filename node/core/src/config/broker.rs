@@ -116,7 +116,7 @@ pub const BROKER_SETTINGS: &[Setting] = &[
     Setting::int("log.segment.bytes", "1073741824", "Size at which a segment is closed and a new one begun.").at_least(SEGMENT_BYTES_MIN).cluster_wide(),
     Setting::long("log.segment.delete.delay.ms", "60000", "How long the directory of a deleted partition stays before it is removed.").at_least(0).cluster_wide(),
     Setting::int("max.connection.creation.rate", "2147483647", "New connections per second that are accepted.").at_least(0).cluster_wide().ignored(),
-    Setting::int("max.connections", "2147483647", "Most connections of clients; past it, new ones are closed.").at_least(0).cluster_wide(),
+    Setting::int("max.connections", "2147483647", "Most connections of clients; past it, new ones are closed.").at_least(1).cluster_wide(),
     Setting::int("max.connections.per.ip", "2147483647", "Most connections from one address.").at_least(0).cluster_wide(),
     Setting::string("max.connections.per.ip.overrides", "", "Most connections from named addresses: address:count, separated by commas.").bounds(Bounds::ConnectionsByAddress).cluster_wide(),
     Setting::int("max.incremental.fetch.session.cache.slots", "1000", "Most fetch sessions that are remembered.").at_least(0),

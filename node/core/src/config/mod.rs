@@ -39,6 +39,7 @@ pub use size::{SizeError, parse_size};
 pub use topic::{TOPIC_SETTINGS, TopicSynonym, Unit, topic_synonyms};
 
 pub use crate::limits::CONFIG_VALUE_BYTES_MAX;
+use crate::limits::CONFIG_WORD_BYTES_MAX;
 
 /// What is wrong with a setting that was given. Its display is the message for whoever gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,7 +149,11 @@ pub fn check_group_setting(name: &str, value: &str) -> Result<&'static Setting, 
 }
 
 fn check_value(setting: &'static Setting, value: &str) -> Result<(), ConfigError> {
-    if value.len() > CONFIG_VALUE_BYTES_MAX {
+    let bytes_max = match setting.kind {
+        Kind::String | Kind::List | Kind::Class | Kind::Password => CONFIG_VALUE_BYTES_MAX,
+        _ => CONFIG_WORD_BYTES_MAX,
+    };
+    if value.len() > bytes_max {
         return Err(ConfigError::TooLong);
     }
     setting.check(value)

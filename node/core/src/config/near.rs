@@ -23,6 +23,7 @@ pub(super) fn nearest(scope: &str, name: &str) -> Option<&'static str> {
     let allowed = 1 + wanted.len() / 6;
     table
         .iter()
+        .filter(|setting| setting.name.len().abs_diff(wanted.len()) <= allowed)
         .map(|setting| (edit_distance(&wanted, setting.name), setting.name))
         .filter(|(distance, _)| *distance <= allowed)
         .min()

@@ -26,7 +26,7 @@ pub use offset_map::{OffsetMap, SLOT_BYTES};
 pub use retention::{Deletable, Reason};
 
 use crate::config::LogConfig;
-use crate::limits::SEGMENT_BYTES_MAX;
+use crate::limits::{SEGMENT_BYTES_MAX, SMALL_SEGMENTS_MAX};
 use crate::types::Offset;
 
 /// One segment, by what the log knows of it.
@@ -205,10 +205,11 @@ impl Log {
         } else {
             now_ms.saturating_sub(active.created_ms)
         };
+        // Of what only somebody's settings ask for there is an end: each segment takes a place in every checkpoint.
+        let may_be_small = self.segments.len() < SMALL_SEGMENTS_MAX;
         active.size + batch.size > bytes_max
-            || age > config.segment_ms_max()
-            || index_full(active.size, config)
             || last_offset.0 - active.base_offset.0 > i64::from(i32::MAX)
+            || may_be_small && (age > config.segment_ms_max() || index_full(active.size, config))
     }
 
     /// Begins a new segment at the log's end. `None` when the active one is empty already.
@@ -223,7 +224,8 @@ impl Log {
     /// Whether the active segment's time is over, though nothing is appended: by broker time.
     pub fn roll_due(&self, now_ms: i64, config: &LogConfig) -> bool {
         let active = self.active();
-        active.size > 0 && now_ms.saturating_sub(active.created_ms) > config.segment_ms_max()
+        let is_over = now_ms.saturating_sub(active.created_ms) > config.segment_ms_max();
+        active.size > 0 && is_over && self.segments.len() < SMALL_SEGMENTS_MAX
     }
 
     /// The end as it stands, for [`rewind`](Self::rewind).

@@ -177,6 +177,7 @@ impl Controller<'_> {
             } else {
                 self.alter_resource(&draft, one, &change)
             };
+            let decided = decided.and_then(|records| draft.check_configs(&records).map(|()| records));
             responses.push(decided.map(|records| draft.extend(records)));
         }
         draft.into_decision(responses, validate_only)

@@ -13,6 +13,7 @@ use super::image::Image;
 use super::record::{BrokerRegistration, ClusterId, Record};
 use super::{PARTITIONS_MAX, PRODUCER_ID_BLOCK_LEN};
 use crate::config::{BrokerConfig, ConfigError, StaticSettings};
+use crate::limits::CONFIGS_BYTES_MAX;
 use crate::types::NodeId;
 
 /// Decides on the metadata as it is in one image.
@@ -89,6 +90,19 @@ pub(super) struct Draft {
 }
 
 impl Draft {
+    /// Whether there is room for the settings among the records of one part of a request.
+    pub(super) fn check_configs(&self, records: &[Record]) -> Result<(), Refused> {
+        let bytes = records.iter().map(|record| match record {
+            Record::Config { name, value: Some(value), .. } => name.len() + value.len(),
+            _ => 0,
+        });
+        if self.image.config_bytes() + bytes.sum::<usize>() <= CONFIGS_BYTES_MAX {
+            return Ok(());
+        }
+        let text = format!("All settings together take more than {CONFIGS_BYTES_MAX} bytes.");
+        Err(Refused::new(ErrorCode::PolicyViolation, text))
+    }
+
     /// Adds the records of one part of a request.
     pub(super) fn extend(&mut self, records: Vec<Record>) {
         for record in &records {

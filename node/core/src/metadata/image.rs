@@ -29,6 +29,8 @@ pub struct Image {
     /// Names by the form in which their metrics would be confused ('.' and '_').
     collisions: Arc<BTreeMap<String, Arc<str>>>,
     configs: Arc<BTreeMap<ConfigResource, Arc<Overrides>>>,
+    /// Bytes of their names and values.
+    config_bytes: usize,
     /// How many of them are groups.
     configured_groups: usize,
     partition_count: usize,
@@ -177,6 +179,11 @@ impl Image {
     /// A topic whose name gives the same metric names as this one.
     pub(super) fn colliding(&self, name: &str) -> Option<&str> {
         self.collisions.get(&collision_key(name)).map(AsRef::as_ref)
+    }
+
+    /// Bytes of the names and values of all settings.
+    pub fn config_bytes(&self) -> usize {
+        self.config_bytes
     }
 
     /// The settings that were set for a resource.
@@ -422,7 +429,9 @@ impl Image {
         Arc::make_mut(&mut self.names).remove(&topic.name);
         Arc::make_mut(&mut self.collisions).remove(&collision_key(&topic.name));
         let resource = ConfigResource::Topic(topic.name.to_string());
-        if self.configs.contains_key(&resource) {
+        if let Some(overrides) = self.configs.get(&resource) {
+            self.config_bytes -=
+                overrides.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
             Arc::make_mut(&mut self.configs).remove(&resource);
         }
         self.partition_count -= topic.partitions.len();
@@ -433,14 +442,18 @@ impl Image {
         let is_group = matches!(resource, ConfigResource::Group(_));
         let configs = Arc::make_mut(&mut self.configs);
         let before = configs.len();
+        let bytes = |value: &String| name.len() + value.len();
         match value {
             Some(value) => {
                 let overrides = configs.entry(resource.clone()).or_default();
-                Arc::make_mut(overrides).insert(name.to_owned(), value.to_owned());
+                let old = Arc::make_mut(overrides).insert(name.to_owned(), value.to_owned());
+                self.config_bytes =
+                    self.config_bytes + name.len() + value.len() - old.as_ref().map_or(0, bytes);
             }
             None => {
                 if let Some(overrides) = configs.get_mut(resource) {
-                    Arc::make_mut(overrides).remove(name);
+                    let old = Arc::make_mut(overrides).remove(name);
+                    self.config_bytes -= old.as_ref().map_or(0, bytes);
                     if overrides.is_empty() {
                         configs.remove(resource);
                     }

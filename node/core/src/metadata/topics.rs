@@ -86,7 +86,8 @@ impl Controller<'_> {
             let decided = if twice.contains(topic.name) {
                 Err(Refused::new(ErrorCode::InvalidRequest, "Duplicate topic name."))
             } else {
-                self.create_topic(&draft, topic, *id, &mut budget)
+                let made = self.create_topic(&draft, topic, *id, &mut budget);
+                made.and_then(|made| draft.check_configs(&made.0).map(|()| made))
             };
             responses.push(decided.map(|(records, created)| {
                 draft.extend(records);

@@ -48,7 +48,7 @@ use super::outbox::{Outbox, Token};
 use super::record::Record;
 use super::timers::{Timer, Timers};
 use super::{Context, Coordinator};
-use crate::limits::GROUP_MEMBERS_BYTES_MAX;
+use crate::limits::{GROUP_MEMBER_TOPICS_MAX, GROUP_MEMBERS_BYTES_MAX};
 
 /// The type of protocols whose bytes the coordinator can read: that of Kafka's consumers.
 pub(in crate::coordinator) const CONSUMER: &str = "consumer";
@@ -340,7 +340,7 @@ impl ClassicGroup {
         self.subscribed = self.subscriptions();
     }
 
-    /// The topics that the members of this generation read; none where what they say cannot be read.
+    /// The topics that the members of this generation read; none where what they say cannot be read, or is too much to be kept.
     fn subscriptions(&self) -> Option<BTreeSet<Arc<str>>> {
         if !self.uses_consumer_protocol() {
             return None;
@@ -351,6 +351,9 @@ impl ClassicGroup {
         };
         for member in self.members.values() {
             let said = ConsumerProtocolSubscription::from_versioned_lenient(member.said(protocol)).ok()?;
+            if topics.len() + said.topics.len() > GROUP_MEMBER_TOPICS_MAX {
+                return None;
+            }
             topics.extend(said.topics.into_iter().map(Arc::from));
         }
         Some(topics)

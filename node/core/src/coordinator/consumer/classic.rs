@@ -316,15 +316,16 @@ pub(super) fn subscription(said: &[u8]) -> Option<ConsumerProtocolSubscription<'
     ConsumerProtocolSubscription::from_versioned_lenient(said).ok()
 }
 
-/// Partitions by name; those of topics that are not there are left out.
+/// Partitions by name; those that are not there are left out.
 pub(super) fn partitions<'a>(
     image: &Image,
     topics: impl Iterator<Item = (&'a str, &'a [i32])>,
 ) -> Partitions {
-    let known = topics.filter_map(|(name, partitions)| Some((image.topic(name)?.id, partitions)));
+    let known = topics.filter_map(|(name, partitions)| Some((image.topic(name)?, partitions)));
     known
         .flat_map(|(topic, partitions)| {
-            partitions.iter().map(move |partition| PartitionId { topic, partition: *partition })
+            let there = partitions.iter().filter(|partition| topic.partition(**partition).is_some());
+            there.map(|partition| PartitionId { topic: topic.id, partition: *partition })
         })
         .collect()
 }

@@ -16,7 +16,7 @@ use super::super::assignor::{Assignor, Partitions};
 use super::change::{AssignmentEpochs, Change, CurrentAssignment, MemberMetadata, MemberState};
 use super::group::{ConsumerGroup, Draft, Member};
 use super::{Context, Decision, Refused, TimerChange, partitions_of};
-use crate::limits::{GROUP_MEMBER_TOPICS_MAX, GROUP_MEMBERS_BYTES_MAX, GROUP_NAME_BYTES_MAX};
+use crate::limits::{GROUP_MEMBER_TOPICS_MAX, GROUP_MEMBERS_BYTES_MAX, GROUP_NAME_BYTES_MAX, PARTITIONS_MAX};
 
 /// The epoch with which a member leaves.
 pub const LEAVE_EPOCH: i32 = -1;
@@ -587,6 +587,11 @@ fn check_sizes(heartbeat: &Heartbeat<'_>) -> Result<(), Refused> {
     }
     if names.len() > GROUP_MEMBER_TOPICS_MAX {
         let text = format!("A member subscribes to {GROUP_MEMBER_TOPICS_MAX} topics by name at most.");
+        return Err(Refused::new(ErrorCode::InvalidRequest, text));
+    }
+    let owned = request.topic_partitions.iter().flatten().map(|topic| topic.partitions.len());
+    if owned.sum::<usize>() > PARTITIONS_MAX {
+        let text = format!("A member owns {PARTITIONS_MAX} partitions at most.");
         return Err(Refused::new(ErrorCode::InvalidRequest, text));
     }
     Ok(())

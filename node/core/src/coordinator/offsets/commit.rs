@@ -11,7 +11,10 @@ use crate::coordinator::answer::Answer;
 use crate::coordinator::groups::Group;
 use crate::coordinator::record::Record;
 use crate::coordinator::{Caller, Context, Coordinator};
-use crate::limits::{GROUPS_PER_COORDINATOR_MAX, OFFSET_COMMIT_BYTES_MAX, OFFSETS_PER_COORDINATOR_MAX};
+use crate::limits::{
+    GROUPS_PER_COORDINATOR_MAX, OFFSET_COMMIT_BYTES_MAX, OFFSETS_METADATA_BYTES_MAX,
+    OFFSETS_PER_COORDINATOR_MAX,
+};
 use crate::metadata::Topic;
 use crate::types::{PartitionId, TopicId};
 
@@ -35,7 +38,7 @@ impl Coordinator {
         let room = OFFSETS_PER_COORDINATOR_MAX.saturating_sub(self.offsets.len());
         let mut records = Vec::new();
         let bytes_max = OFFSET_COMMIT_BYTES_MAX.min(cx.decision_bytes_max);
-        let (mut bytes, mut added) = (0, 0);
+        let (mut bytes, mut added, mut said) = (0, 0, self.offsets.metadata_bytes());
         let mut codes = Vec::new();
         for topic in &request.topics {
             let known = known_topic(cx, topic, caller.version);
@@ -57,6 +60,10 @@ impl Coordinator {
                     codes.push(refusal);
                 } else if is_too_long(metadata, cx.config.offset_metadata_bytes_max as usize) {
                     codes.push(ErrorCode::OffsetMetadataTooLarge);
+                } else if bytes + request.group_id.len() + metadata.len() > bytes_max
+                    || !metadata.is_empty() && said + metadata.len() > OFFSETS_METADATA_BYTES_MAX
+                {
+                    codes.push(ErrorCode::InvalidCommitOffsetSize);
                 } else {
                     let committed = Committed {
                         offset: partition.committed_offset,
@@ -73,6 +80,7 @@ impl Coordinator {
                     }
                     bytes += record.len_bytes();
                     added += usize::from(is_new);
+                    said += metadata.len();
                     records.push(record);
                     codes.push(ErrorCode::None);
                 }

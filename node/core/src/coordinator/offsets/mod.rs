@@ -53,6 +53,7 @@ type Topics = BTreeMap<Arc<str>, Partitions>;
 pub(super) struct Offsets {
     by_group: BTreeMap<Arc<str>, Topics>,
     len: usize,
+    metadata_bytes: usize,
 }
 
 /// A fetch of one group's offsets.
@@ -93,7 +94,11 @@ impl Offsets {
                     topic_id: TopicId(value.topic_id),
                 };
                 let partitions = entry(entry(&mut self.by_group, key.group), key.topic);
-                self.len += usize::from(partitions.insert(key.partition, committed).is_none());
+                self.metadata_bytes += committed.metadata.len();
+                match partitions.insert(key.partition, committed) {
+                    Some(old) => self.metadata_bytes -= old.metadata.len(),
+                    None => self.len += 1,
+                }
             }
             None => self.remove(key),
         }
@@ -102,7 +107,10 @@ impl Offsets {
     fn remove(&mut self, key: &OffsetCommitKey<'_>) {
         let Some(topics) = self.by_group.get_mut(key.group) else { return };
         let Some(partitions) = topics.get_mut(key.topic) else { return };
-        self.len -= usize::from(partitions.remove(&key.partition).is_some());
+        if let Some(old) = partitions.remove(&key.partition) {
+            self.len -= 1;
+            self.metadata_bytes -= old.metadata.len();
+        }
         if partitions.is_empty() {
             topics.remove(key.topic);
         }
@@ -117,6 +125,11 @@ impl Offsets {
 
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes of what clients said beside their offsets.
+    fn metadata_bytes(&self) -> usize {
+        self.metadata_bytes
     }
 
     /// Whether a group has any.
@@ -217,9 +230,12 @@ fn fetched(partition: i32, committed: Option<&Committed>) -> FetchedPartition {
             leader_epoch: committed.leader_epoch,
             metadata: Arc::clone(&committed.metadata),
         },
-        None => {
-            FetchedPartition { partition, offset: NO_OFFSET, leader_epoch: NO_EPOCH, metadata: "".into() }
-        }
+        None => FetchedPartition {
+            partition,
+            offset: NO_OFFSET,
+            leader_epoch: NO_EPOCH,
+            metadata: Arc::default(),
+        },
     }
 }
 
