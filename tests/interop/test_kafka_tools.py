@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from harness import places
 
 
@@ -96,6 +97,21 @@ def test_log_dirs_and_cluster(broker, tool, topic):
 def kafka_cluster_id(broker, tool) -> str:
     said = tool("org.apache.kafka.tools.ClusterTool", "cluster-id", "--bootstrap-server", broker.address)
     return re.search(r"Cluster ID: ([A-Za-z0-9_-]{22})", said.decode())[1]
+
+
+def test_what_was_not_set_up(broker, tool, topic):
+    """Tools and consoles ask for it of every broker."""
+    kafka(broker, tool, "TopicCommand", "--create", "--topic", topic, "--partitions", "2")
+    with pytest.raises(places.ClientFailed, match="SecurityDisabledException"):
+        kafka(broker, tool, "AclCommand", "--list")
+    for kind in ("users", "clients"):
+        asked = ("--describe", "--entity-type", kind)
+        assert tool("kafka.admin.ConfigCommand", "--bootstrap-server", broker.address, *asked) == b""
+    listed = kafka(broker, tool, "reassign.ReassignPartitionsCommand", "--list")
+    assert "No partition reassignments found" in listed
+    of_one = ("--election-type", "preferred", "--topic", topic, "--partition", "1")
+    elected = kafka(broker, tool, "LeaderElectionCommand", *of_one)
+    assert "Valid replica already elected for partitions" in elected and topic in elected
 
 
 def test_dump_log_segments(own_broker, client, topic):

@@ -1,7 +1,8 @@
 //! glommio: one executor on the thread that asks for it, for clients that shall cost little per request.
 //!
 //! What is known to bite in glommio 0.9.0 and how it is avoided here: preemption is left at 20 ms or more and no queue
-//! asks for a latency, since an executor may otherwise park with runnable tasks; a task is never spawned while
+//! asks for a latency, since an executor may otherwise park with runnable tasks, and as it may even so, where its thread waits for a
+//! processor, a [`Pulse`] wakes it; a task is never spawned while
 //! something is borrowed, since its first poll happens at once; few wakers of one task exist at a time, since their
 //! count has 16 bits; little memory is registered, since only sockets are used.
 
@@ -14,8 +15,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// How long an executor stands still at most that parked with runnable tasks.
+const PULSE_PERIOD: Duration = Duration::from_millis(50);
 
 /// See [`super::connect`].
 pub(super) type Stream = glommio::net::TcpStream;
@@ -74,8 +81,66 @@ where
     };
     Ok(executor.run(async {
         let _running = Running::enter(Driver::Uring);
+        let _pulse = Pulse::start();
         main().await
     }))
+}
+
+/// A thread that wakes an executor from outside again and again: one that parked with runnable tasks goes on, which nothing else
+/// may ever make it do.
+struct Pulse {
+    beat: Arc<Beat>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Beat {
+    is_over: AtomicBool,
+    /// Of a task of the executor that does nothing else than to be woken.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Beat {
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pulse {
+    /// Within the executor. Without a thread to be had there is none.
+    fn start() -> Pulse {
+        let beat = Arc::new(Beat::default());
+        let woken = Arc::clone(&beat);
+        spawn(std::future::poll_fn(move |context| {
+            if woken.is_over.load(Ordering::Acquire) {
+                return Poll::Ready(());
+            }
+            *woken.waker() = Some(context.waker().clone());
+            Poll::Pending
+        }));
+        let beating = Arc::clone(&beat);
+        let thread = std::thread::Builder::new().name("pulse".into()).spawn(move || {
+            while !beating.is_over.load(Ordering::Acquire) {
+                std::thread::park_timeout(PULSE_PERIOD);
+                if let Some(waker) = beating.waker().take() {
+                    waker.wake();
+                }
+            }
+        });
+        Pulse { beat, thread: thread.ok() }
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.beat.is_over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // Nothing is woken once the executor is gone.
+            let _ = thread.join();
+        }
+        *self.beat.waker() = None;
+    }
 }
 
 pub(super) fn spawn(task: impl Future<Output = ()> + 'static) {

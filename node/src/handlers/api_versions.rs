@@ -16,7 +16,7 @@ use crate::shard::Shard;
 /// Features that this node knows, with the levels that it can work at; the highest is in force. Clients take
 /// `group.version` 1 as leave to use the consumer protocol (KIP-848). `transaction.version` 2 would be leave to use what
 /// is not here yet, so that stays out.
-pub(crate) const FEATURES: &[(&str, i16, i16)] = &[("group.version", 0, 1), ("metadata.version", 1, 29)];
+pub(crate) const FEATURES: &[(&str, i16, i16)] = &[("group.version", 0, 1), ("metadata.version", 7, 30)];
 
 /// The first version in which a feature may have 0 as its lowest level.
 const LEVEL_0_VERSION: i16 = 4;

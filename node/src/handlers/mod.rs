@@ -36,6 +36,7 @@ mod list_config_resources;
 mod list_groups;
 mod list_offsets;
 mod metadata;
+mod not_here;
 mod offset_commit;
 mod offset_delete;
 mod offset_fetch;
@@ -224,6 +225,10 @@ fn may_be_large(key: ApiKey) -> bool {
             | ApiKey::ListGroups
             | ApiKey::DeleteGroups
             | ApiKey::OffsetFetch
+            | ApiKey::CreateAcls
+            | ApiKey::DeleteAcls
+            | ApiKey::ElectLeaders
+            | ApiKey::DescribeUserScramCredentials
     )
 }
 
@@ -261,6 +266,13 @@ async fn handle(shard: &Rc<Shard>, request: Request) -> Result<Response, Refusal
         ApiKey::DescribeProducers => describe_producers::handle(shard, &r).await,
         ApiKey::ListConfigResources => list_config_resources::handle(shard, &r),
         ApiKey::DescribeTopicPartitions => describe_topic_partitions::handle(shard, &r),
+        ApiKey::DescribeAcls => not_here::describe_acls(&r),
+        ApiKey::CreateAcls => not_here::create_acls(&r),
+        ApiKey::DeleteAcls => not_here::delete_acls(&r),
+        ApiKey::ElectLeaders => not_here::elect_leaders(shard, &r),
+        ApiKey::ListPartitionReassignments => not_here::list_partition_reassignments(&r),
+        ApiKey::DescribeClientQuotas => not_here::describe_client_quotas(&r),
+        ApiKey::DescribeUserScramCredentials => not_here::describe_user_scram_credentials(&r),
         other => Err(Refusal::Close(format!("{} is not served", other.name()))),
     }
 }

@@ -62,7 +62,7 @@ pub const BROKER_SETTINGS: &[Setting] = &[
     Setting::int("group.consumer.session.timeout.ms", "45000", "Time without a heartbeat after which a member of a consumer group is gone.").at_least(1),
     Setting::int("group.coordinator.append.linger.ms", "-1", "How long the coordinator gathers writes; -1 lets it choose.").at_least(-1).ignored(),
     Setting::int("group.coordinator.cached.buffer.max.bytes", "1048588", "Largest write buffer that the coordinator keeps.").at_least(524_288).cluster_wide().ignored(),
-    Setting::list("group.coordinator.rebalance.protocols", "classic,consumer,streams", "Rebalance protocols that are offered.").bounds(Bounds::OneOf(REBALANCE_PROTOCOLS)).ignored(),
+    Setting::list("group.coordinator.rebalance.protocols", "classic,consumer", "Rebalance protocols that are offered.").bounds(Bounds::OneOf(REBALANCE_PROTOCOLS)).ignored(),
     Setting::int("group.coordinator.threads", "4", "Threads of the group coordinator; it runs on the shards here.").at_least(1).ignored(),
     Setting::int("group.initial.rebalance.delay.ms", "3000", "Time that a new group waits for more members before its first assignment."),
     Setting::int("group.max.session.timeout.ms", "1800000", "Largest session timeout of a classic group."),

@@ -132,11 +132,11 @@ impl<'a> Controller<'a> {
         Draft { image: self.image.clone(), records: Vec::new() }
     }
 
-    /// What a start adds to the metadata log: the cluster's identity, if it has none, and the features that it does not
-    /// have yet, which came with a later release than the one that began the log.
+    /// What a start adds to the metadata log: the cluster's identity, if it has none, and the levels of features that it does
+    /// not have yet, which came with a later release than the one that began the log.
     pub fn bootstrap(&self, cluster_id: ClusterId, features: &[(&str, i16)]) -> Vec<Record> {
         let identity = self.image.cluster_id().is_none().then_some(Record::ClusterId(cluster_id));
-        let lacking = features.iter().filter(|(name, _)| self.image.feature(name) == 0);
+        let lacking = features.iter().filter(|(name, level)| self.image.feature(name) < *level);
         let lacking =
             lacking.map(|(name, level)| Record::FeatureLevel { name: (*name).into(), level: *level });
         identity.into_iter().chain(lacking).collect()
