@@ -63,9 +63,9 @@ impl Admission {
         if state.open >= state.max {
             return Err("refused: max.connections is reached");
         }
-        // One from here is let in always: who else could change the limits again?
-        let of_ip_max = state.max_of.get(&from).copied().unwrap_or(state.max_per_ip);
-        if of_ip >= of_ip_max.max(u32::from(from.is_loopback())) {
+        // Of each address that is not named, one from here is let in always: who else could change the limit again?
+        let unnamed = state.max_per_ip.max(u32::from(from.is_loopback()));
+        if of_ip >= state.max_of.get(&from).copied().unwrap_or(unnamed) {
             return Err("refused: max.connections.per.ip is reached");
         }
         if state.open >= self.files_max {
