@@ -114,3 +114,27 @@ def test_topics_by_id_before_they_could_be_asked_for(own_broker):
         answer.take("i")
         assert answer.take("b") == 2, "one topic"
         assert answer.take("h") == wire.INVALID_REQUEST
+
+
+def test_more_filters_than_there_are_states(own_broker):
+    """Each would be compared with each group."""
+    broker = own_broker()
+    no_tags, empty = b"\0", b"\1"
+    with wire.Connection(broker.port) as one, wire.Connection(broker.port) as other:
+        answer = one.call(groups.LIST_GROUPS, 4, no_tags + bytes([64 + 1]) + 64 * empty + no_tags)
+        answer.take("b"), answer.take("i")
+        assert answer.take("h") == wire.NONE
+        one.send(groups.LIST_GROUPS, 4, no_tags + bytes([65 + 1]) + 65 * empty + no_tags)
+        assert one.closed_by_peer()
+        assert groups.list_groups(other) == {}
+
+
+def test_nobody_can_lock_everybody_out(own_broker):
+    broker = own_broker()
+    with wire.Connection(broker.port) as one:
+        assert wire.alter_broker(one, {"max.connections": "0"}) == wire.INVALID_CONFIG
+        assert wire.alter_broker(one, {"max.connections.per.ip": "0"}) == wire.NONE
+        assert not wire.answers(broker.port)
+    with wire.Connection(broker.port) as again:
+        assert wire.alter_broker(again, {"max.connections.per.ip": "10"}) == wire.NONE
+    assert wire.answers(broker.port)

@@ -10,7 +10,8 @@ use flumen_core::config::{BrokerConfig, GroupConfig};
 use flumen_core::coordinator::{Answer, Caller, Context, Coordinator, JoinAnswer, Request, Token};
 use flumen_core::limits::{
     BATCH_BYTES_MAX, GROUP_EXPRESSIONS_MAX, GROUP_MEMBERS_BYTES_MAX, GROUP_MEMBERS_MAX, GROUP_NAME_BYTES_MAX,
-    GROUPS_PER_COORDINATOR_MAX, OFFSET_COMMIT_BYTES_MAX, OFFSETS_PER_COORDINATOR_MAX,
+    GROUPS_PER_COORDINATOR_MAX, OFFSET_COMMIT_BYTES_MAX, OFFSETS_METADATA_BYTES_MAX,
+    OFFSETS_PER_COORDINATOR_MAX,
 };
 use flumen_core::metadata::{Image, PartitionRecord, Record};
 use flumen_core::types::{LeaderEpoch, TopicId};
@@ -490,6 +491,50 @@ fn offsets_are_bounded() {
     assert_eq!(world.commit("g", "t0", PARTITIONS), PARTITIONS as usize);
     assert_eq!(world.coordinator.offset_count(), OFFSETS_PER_COORDINATOR_MAX);
     assert_eq!((world.commit("h", "t0", 5), world.commit("g", "t0", 5)), (0, 5));
+}
+
+/// What is said beside offsets has a room, too; whoever says no more than before goes on.
+#[test]
+fn what_is_said_beside_offsets_is_bounded() {
+    let mut world = World::new(0);
+    let fits = (OFFSETS_METADATA_BYTES_MAX / 4_000) as i32;
+    world.topic("t", fits + 10);
+    let mut commit = |from: i32, to: i32, said: usize| {
+        let said = "s".repeat(said);
+        let partitions = (from..to).map(|partition_index| OffsetCommitRequestPartition {
+            partition_index,
+            committed_offset: 1,
+            committed_leader_epoch: -1,
+            committed_metadata: Some(&said),
+        });
+        let topics = vec![OffsetCommitRequestTopic {
+            name: "t",
+            partitions: partitions.collect(),
+            ..Default::default()
+        }];
+        let request = OffsetCommitRequest {
+            group_id: "g",
+            generation_id_or_member_epoch: -1,
+            retention_time_ms: -1,
+            topics,
+            ..OffsetCommitRequest::default()
+        };
+        let token = world.ask(9, Request::OffsetCommit(&request));
+        match world.answers.remove(&token) {
+            Some(Answer::Committed(codes)) => codes.iter().filter(|code| code.is_none()).count(),
+            answer => panic!("{answer:?}"),
+        }
+    };
+    // Few in one request, as its records have a bound of their own.
+    for from in (0..fits).step_by(100) {
+        let to = fits.min(from + 100);
+        assert_eq!(commit(from, to, 4_000), (to - from) as usize);
+    }
+    assert_eq!(commit(fits, fits + 10, 4_000), 0);
+    assert_eq!(commit(fits, fits + 10, 0), 10);
+    assert_eq!(commit(0, 10, 4_000), 10);
+    assert_eq!(commit(0, 9, 1), 9);
+    assert_eq!(commit(fits, fits + 10, 4_000), 9);
 }
 
 /// However many offsets go at once, what is written of it comes in batches that the log takes.

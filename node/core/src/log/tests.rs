@@ -145,6 +145,20 @@ fn rolls_as_kafka_does() {
     assert!(far.place(0, &config, &batch(1, 0)).unwrap().rolled, "offsets too far from the base");
 }
 
+/// Segments that only their age or index would end are bounded; those that are full are not.
+#[test]
+fn settings_do_not_make_segments_without_end() {
+    let batch = Incoming { size: 100, records: 1, max_timestamp: -1 };
+    let config = config(1000, 1);
+    let mut log = Log::new(Offset(0), 0);
+    let place = |log: &mut Log, now_ms: i64| log.place(now_ms, &config, &batch).unwrap().rolled;
+    let rolled = (0..2 * SMALL_SEGMENTS_MAX as i64).filter(|time| place(&mut log, 10 * time)).count();
+    // Those behind are full: ten batches each.
+    let full = SMALL_SEGMENTS_MAX / 10;
+    assert!(rolled.abs_diff(SMALL_SEGMENTS_MAX + full) < 3, "{rolled}");
+    assert!(!log.roll_due(i64::MAX, &config));
+}
+
 fn log_of(sizes: &[(u64, i64)]) -> Log {
     let mut log = Log::new(Offset(0), 0);
     let config = config(1000, i64::MAX);

@@ -53,7 +53,8 @@ impl Coordinator {
                     });
                     continue;
                 };
-                let is_new = self.offsets.get(request.group_id, &known.name, index).is_none();
+                let old = self.offsets.get(request.group_id, &known.name, index);
+                let (is_new, old_said) = (old.is_none(), old.map_or(0, |old| old.metadata.len()));
                 if known.partition(index).is_none() {
                     codes.push(ErrorCode::UnknownTopicOrPartition);
                 } else if let Some(refusal) = refusal {
@@ -61,7 +62,8 @@ impl Coordinator {
                 } else if is_too_long(metadata, cx.config.offset_metadata_bytes_max as usize) {
                     codes.push(ErrorCode::OffsetMetadataTooLarge);
                 } else if bytes + request.group_id.len() + metadata.len() > bytes_max
-                    || !metadata.is_empty() && said + metadata.len() > OFFSETS_METADATA_BYTES_MAX
+                    || metadata.len() > old_said
+                        && said + metadata.len() - old_said > OFFSETS_METADATA_BYTES_MAX
                 {
                     codes.push(ErrorCode::InvalidCommitOffsetSize);
                 } else {
@@ -80,7 +82,7 @@ impl Coordinator {
                     }
                     bytes += record.len_bytes();
                     added += usize::from(is_new);
-                    said += metadata.len();
+                    said = said + metadata.len() - old_said;
                     records.push(record);
                     codes.push(ErrorCode::None);
                 }
