@@ -207,6 +207,29 @@ fn appends_do_not_wait_for_a_sync_of_everything() {
     .unwrap();
 }
 
+/// A consumer may have heard of an offset that is not durable yet.
+#[test]
+fn what_is_not_durable_yet_is_not_there_and_not_out_of_range() {
+    let sim = Sim::new(1, SimOptions::default());
+    let disk = sim.disk();
+    sim.run(async move {
+        recover(&disk, &RecoverySettings::new(Incarnation(1), DIRECTORY_ID), &HashMap::new()).await.unwrap();
+        let (engine, sink) = start(&disk, settings(1, 0, 1), Vec::new());
+        engine.prepare().await;
+        let slot = engine.create_partition(id(0), "t-0", config(), LeaderEpoch(1)).await.unwrap();
+        let (bytes, header) = batch(1, 3, 100);
+        engine.append(slot, 5, bytes, &header, 1).unwrap();
+        let read = |offset| engine.read(slot, Offset(offset), 1000, true);
+        assert!((0..=3).all(|offset| matches!(read(offset), Ok(ReadOutcome::Empty))));
+        assert_eq!(read(4).err(), Some(ReadError::OffsetOutOfRange));
+        until_settled(&disk, &sink, 1).await;
+        assert!(matches!(read(2), Ok(ReadOutcome::Cached { .. })));
+        assert!(matches!(read(3), Ok(ReadOutcome::Empty)));
+        engine.stop().await;
+    })
+    .unwrap();
+}
+
 #[test]
 fn what_is_appended_is_acknowledged_and_read() {
     let sim = Sim::new(1, SimOptions::default());
