@@ -115,15 +115,16 @@ impl Pulse {
             if woken.is_over.load(Ordering::Acquire) {
                 return Poll::Ready(());
             }
-            *woken.waker() = Some(context.waker().clone());
+            woken.waker().get_or_insert_with(|| context.waker().clone());
             Poll::Pending
         }));
         let beating = Arc::clone(&beat);
         let thread = std::thread::Builder::new().name("pulse".into()).spawn(move || {
             while !beating.is_over.load(Ordering::Acquire) {
                 std::thread::park_timeout(PULSE_PERIOD);
-                if let Some(waker) = beating.waker().take() {
-                    waker.wake();
+                // Neither taken nor dropped here: the last drop of a waker on another thread may race with its task's end.
+                if let Some(waker) = &*beating.waker() {
+                    waker.wake_by_ref();
                 }
             }
         });
