@@ -115,7 +115,10 @@ def run(broker: brokers.Broker, name: str, protocol: str) -> tuple[str, str]:
     if subtest:
         environment["SUBTESTS"] = subtest
     scenario = "noautocreate" if number in WITHOUT_AUTO_CREATE else "default"
-    (TESTS / "test.conf").write_text(f"metadata.broker.list={broker.address}\ntest.topic.random=true\n")
+    # Its own: another run may be under way, with the other protocol.
+    settings = broker.folder / "test.conf"
+    settings.write_text(f"metadata.broker.list={broker.address}\ntest.topic.random=true\n")
+    environment["RDKAFKA_TEST_CONF"] = str(settings)
     try:
         done = subprocess.run(
             ["./test-runner", "-p1", *(["-L"] if number in NOT_LOCAL else []), "-s", scenario], cwd=TESTS, env=environment, timeout=TIMEOUT_S,
@@ -125,7 +128,7 @@ def run(broker: brokers.Broker, name: str, protocol: str) -> tuple[str, str]:
     except subprocess.TimeoutExpired as hung:
         status, raw = None, hung.stdout or b""
     said = re.sub(r"\x1b\[[0-9;]*m", "", raw.decode(errors="replace"))
-    (TESTS / f"{name.replace(':', '-')}.out").write_text(said)
+    (TESTS / f"{name.replace(':', '-')}.{protocol}.out").write_text(said)
     if status is None:
         return "hung", last_words(said)
     # A number may be several tests, some of which are not for a broker: one that passed goes before those skipped.
