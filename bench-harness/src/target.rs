@@ -40,9 +40,11 @@ pub(crate) struct TopicState {
 /// Which kind of failure it is that a broker, or none, answered so.
 pub(crate) fn failure_of(error: Error) -> Failure {
     match &error {
-        Error::NoBroker(_) | Error::Socket { .. } | Error::Closed { .. } | Error::Timeout { .. } => {
-            Failure::NoBroker(error.to_string())
-        }
+        Error::NoBroker(_)
+        | Error::Advertised { .. }
+        | Error::Socket { .. }
+        | Error::Closed { .. }
+        | Error::Timeout { .. } => Failure::NoBroker(error.to_string()),
         Error::Address { .. } | Error::Invalid(_) => Failure::Usage(error.to_string()),
         _ => Failure::Other(error.to_string()),
     }

@@ -16,6 +16,7 @@ use flumen_wire::messages::list_offsets_request::{
     ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic,
 };
 use flumen_wire::messages::metadata_request::{MetadataRequest, MetadataRequestTopic};
+use futures_util::future::join_all;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -23,6 +24,9 @@ use std::time::{Duration, Instant};
 
 /// How long a topic that is about to be created may be unknown.
 const CREATION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a leader may not know yet that it is one.
+const SETTLING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where a cluster is and how patiently it is asked.
 #[derive(Clone, Debug)]
@@ -149,16 +153,12 @@ impl Cluster {
             }
         }
         // One that answered, but not as a broker does, says more than that none did.
-        match failed.iter().position(|(_, error)| !matches!(error, Error::Socket { .. })) {
+        match failed.iter().position(|(_, error)| error.silence().is_none()) {
             Some(place) => Err(failed.swap_remove(place).1),
             None => Err(Error::NoBroker(Rc::new(
                 failed
                     .into_iter()
-                    .map(|(address, error)| {
-                        let text = error.to_string();
-                        let why = text.strip_prefix(&format!("{address}: ")).unwrap_or(&text).to_owned();
-                        (address, why)
-                    })
+                    .map(|(address, error)| (address, error.silence().unwrap_or_else(|| error.to_string())))
                     .collect(),
             ))),
         }
@@ -176,7 +176,8 @@ impl Cluster {
             message: None,
             about: format!("broker {id}"),
         })?;
-        let link = Link::connect(&broker.address(), &self.link_settings()).await?;
+        let connected = Link::connect(&broker.address(), &self.link_settings()).await;
+        let link = connected.map_err(|error| error.of_advertised(id, broker.address()))?;
         self.0.links.borrow_mut().insert((id, lane), link.clone());
         Ok(link)
     }
@@ -340,7 +341,8 @@ impl Cluster {
 
     // -- offsets ----------------------------------------------------------------------------------
 
-    /// Offsets by time, or the ends of logs ([`EARLIEST`], [`LATEST`]), asked of the partitions' leaders.
+    /// Offsets by time, or the ends of logs ([`EARLIEST`], [`LATEST`]), asked of the partitions' leaders until all are
+    /// told or time is over.
     pub async fn list_offsets(
         &self,
         asked: &[(TopicPartition, i64)],
@@ -351,21 +353,8 @@ impl Cluster {
             let left: Vec<_> = asked.iter().filter(|(at, _)| !found.contains_key(at)).collect();
             let Some((first, _)) = left.first() else { return Ok(found) };
             let (first, known) = (first.clone(), found.len());
-            let mut by_leader: BTreeMap<i32, Vec<&(TopicPartition, i64)>> = BTreeMap::new();
-            let metadata = self.metadata();
-            let mut failed = None;
-            for one in left {
-                match metadata.leader(&one.0) {
-                    Ok(leader) => by_leader.entry(leader).or_default().push(one),
-                    Err(error) => failed = Some(error),
-                }
-            }
-            for (leader, partitions) in by_leader {
-                if let Err(error) = self.list_offsets_of(leader, &partitions, &mut found).await {
-                    failed = Some(error);
-                }
-            }
-            match failed {
+            let refused = self.list_offsets_once(&left, &mut found).await;
+            match refused.into_values().reduce(graver) {
                 None if found.len() == known => {
                     return Err(Error::Invalid(format!("the leader of {first} says nothing of its offsets")));
                 }
@@ -376,13 +365,70 @@ impl Cluster {
         }
     }
 
-    /// From one leader. What it knows goes into `found`, the first of its refusals is the error.
+    /// As [`Cluster::list_offsets`], of those partitions whose leaders tell, and why others did not. Nobody is waited
+    /// for: only a leader that does not know yet that it is one, as after a topic was made, is asked again for a while.
+    pub async fn list_offsets_told(
+        &self,
+        asked: &[(TopicPartition, i64)],
+    ) -> (BTreeMap<TopicPartition, ListedOffset>, Option<Error>) {
+        let mut found = BTreeMap::new();
+        let mut refused = BTreeMap::new();
+        let mut left: Vec<_> = asked.iter().collect();
+        let mut pauses = Backoff::new(self.0.settings.retry_timeout.min(SETTLING_TIMEOUT));
+        loop {
+            refused.extend(self.list_offsets_once(&left, &mut found).await);
+            refused.retain(|at, _| !found.contains_key(at));
+            left.retain(|(at, _)| refused.get(at).is_some_and(is_settling));
+            if left.is_empty() || !pauses.pause().await {
+                return (found, refused.into_values().reduce(graver));
+            }
+            let _ = self.refresh_known().await;
+        }
+    }
+
+    /// Asks each leader once, all at the same time. What they know goes into `found`; the refusals come back.
+    async fn list_offsets_once(
+        &self,
+        asked: &[&(TopicPartition, i64)],
+        found: &mut BTreeMap<TopicPartition, ListedOffset>,
+    ) -> BTreeMap<TopicPartition, Error> {
+        let mut by_leader: BTreeMap<i32, Vec<&(TopicPartition, i64)>> = BTreeMap::new();
+        let metadata = self.metadata();
+        let mut refused = BTreeMap::new();
+        for one in asked {
+            match metadata.leader(&one.0) {
+                Ok(leader) => by_leader.entry(leader).or_default().push(one),
+                Err(error) => drop(refused.insert(one.0.clone(), error)),
+            }
+        }
+        let answers = by_leader.into_iter().map(|(leader, partitions)| async move {
+            let answer = self.list_offsets_of(leader, &partitions).await;
+            (partitions, answer)
+        });
+        for (partitions, answer) in join_all(answers).await {
+            match answer {
+                Ok(told) => {
+                    for (at, one) in told {
+                        match one {
+                            Ok(offset) => drop(found.insert(at, offset)),
+                            Err(error) => drop(refused.insert(at, error)),
+                        }
+                    }
+                }
+                Err(error) => {
+                    refused.extend(partitions.into_iter().map(|(at, _)| (at.clone(), error.clone())));
+                }
+            }
+        }
+        refused
+    }
+
+    /// What one leader says of each partition.
     async fn list_offsets_of(
         &self,
         leader: i32,
         asked: &[&(TopicPartition, i64)],
-        found: &mut BTreeMap<TopicPartition, ListedOffset>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<(TopicPartition, Result<ListedOffset, Error>)>, Error> {
         let link = self.node(leader, Lane::Admin).await?;
         let topics = by_topic(asked.iter().map(|(at, timestamp)| (at, *timestamp)));
         let answer = link
@@ -405,21 +451,37 @@ impl Cluster {
                 ..Default::default()
             })
             .await?;
-        let mut refused = None;
+        let mut told = Vec::new();
         for topic in answer.read()?.topics {
             let name: Rc<str> = topic.name.into();
             for one in topic.partitions {
                 let at = TopicPartition { topic: name.clone(), partition: one.partition_index };
-                match Error::check(one.error_code, None, || format!("offsets of {at}")) {
-                    Ok(()) => {
-                        found.insert(at, ListedOffset { offset: one.offset, timestamp: one.timestamp });
-                    }
-                    Err(error) => refused = Some(error),
-                }
+                let refusal = Error::check(one.error_code, None, || format!("offsets of {at}"));
+                let offset = ListedOffset { offset: one.offset, timestamp: one.timestamp };
+                told.push((at, refusal.map(|()| offset)));
             }
         }
-        refused.map_or(Ok(()), Err)
+        Ok(told)
     }
+}
+
+/// The one of two refusals that ends all asking, if one does.
+fn graver(one: Error, other: Error) -> Error {
+    if one.is_retriable() && !other.is_retriable() { other } else { one }
+}
+
+/// Whether a leader says that it is none, or has no such partition: it may not have heard yet.
+fn is_settling(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Some(
+            ErrorCode::NotLeaderOrFollower
+                | ErrorCode::LeaderNotAvailable
+                | ErrorCode::UnknownTopicOrPartition
+                | ErrorCode::FencedLeaderEpoch
+                | ErrorCode::UnknownLeaderEpoch
+        )
+    )
 }
 
 /// Pauses that double, with some chance in them so that clients do not come back all at once.
@@ -452,3 +514,6 @@ impl Backoff {
         (Instant::now() < self.until).then_some(pause)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,15 @@ pub enum Error {
         /// What the system says.
         why: String,
     },
+    /// The cluster gave an address for a broker, and nothing that is one answers there.
+    Advertised {
+        /// The broker.
+        broker: i32,
+        /// What the cluster says of it.
+        address: String,
+        /// What came of trying.
+        last: Box<Error>,
+    },
     /// The peer closed the connection.
     Closed {
         /// Of the peer.
@@ -126,6 +135,27 @@ impl Error {
         Error::Malformed { address: address.clone(), api: None, why: error.to_string() }
     }
 
+    /// Why nobody was there, without the address; none where somebody was, or where this is of no address.
+    pub(crate) fn silence(&self) -> Option<String> {
+        match self {
+            Error::Address { why, .. } | Error::Socket { why, .. } => Some(why.clone()),
+            Error::Timeout { api, after, .. } => {
+                Some(format!("no answer to {} within {:.1} s", api.name(), after.as_secs_f64()))
+            }
+            _ => None,
+        }
+    }
+
+    /// What came of connecting to an address that nobody gave but the cluster: the mistake is there.
+    pub(crate) fn of_advertised(self, broker: i32, address: String) -> Error {
+        match self {
+            Error::Address { .. } | Error::Socket { .. } | Error::Closed { .. } | Error::Timeout { .. } => {
+                Error::Advertised { broker, address, last: Box::new(self) }
+            }
+            other => other,
+        }
+    }
+
     /// The code, where a broker gave one.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -136,10 +166,13 @@ impl Error {
 
     /// Whether the connection is gone, rather than the request refused.
     pub fn is_connection(&self) -> bool {
-        matches!(
-            self,
-            Error::Socket { .. } | Error::Closed { .. } | Error::Timeout { .. } | Error::Malformed { .. }
-        )
+        match self {
+            Error::Advertised { last, .. } => last.is_connection(),
+            Error::Socket { .. } | Error::Closed { .. } | Error::Timeout { .. } | Error::Malformed { .. } => {
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Whether the same request may succeed later, perhaps elsewhere.
@@ -147,6 +180,7 @@ impl Error {
         match self {
             Error::Socket { .. } | Error::Closed { .. } | Error::NoLeader { .. } | Error::Busy { .. } => true,
             Error::NoBroker(_) | Error::Timeout { .. } => true,
+            Error::Advertised { last, .. } => last.is_retriable(),
             Error::Broker { code, .. } => is_retriable(*code),
             _ => false,
         }
@@ -200,6 +234,15 @@ impl fmt::Display for Error {
                 )
             }
             Error::Socket { address, why } => write!(f, "{address}: {why}"),
+            Error::Advertised { broker, address, last } => {
+                let why = last.silence().unwrap_or_else(|| last.to_string());
+                write!(
+                    f,
+                    "broker {broker} advertises the address {address}, and does not answer there: {why}. If it runs, \
+                     clients here need another address: look at its advertised.listeners (flumen-node: \
+                     --kafka-advertised)"
+                )
+            }
             Error::Closed { address, waiting: None } => write!(f, "{address} closed the connection"),
             Error::Closed { address, waiting: Some(ApiKey::ApiVersions) } => write!(
                 f,

@@ -464,4 +464,4 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -47,7 +47,7 @@ fn peer(mut each: impl FnMut(&RequestHeader<'_>) -> Does + Send + 'static) -> St
     address
 }
 
-fn read_frame(socket: &mut TcpStream) -> Option<Vec<u8>> {
+pub(crate) fn read_frame(socket: &mut TcpStream) -> Option<Vec<u8>> {
     let mut prefix = [0; PREFIX_LEN];
     socket.read_exact(&mut prefix).ok()?;
     let mut frame = vec![0; u32::from_be_bytes(prefix) as usize];
