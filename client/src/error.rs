@@ -7,6 +7,9 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// From here on a batch may be more than a broker takes in one request: as brokers come, a topic takes about so much.
+const SUSPICIOUS_BYTES: usize = 1 << 20;
+
 /// Why a request got no good answer. Cheap to clone: one failure of a connection is told to all who waited on it.
 #[derive(Clone, Debug)]
 pub enum Error {
@@ -111,6 +114,8 @@ pub enum Error {
         partition: i32,
         /// How long it was tried.
         after: Duration,
+        /// How large the batch was on the wire.
+        bytes: usize,
         /// What came of the last attempt.
         last: Option<Box<Error>>,
     },
@@ -290,13 +295,22 @@ impl fmt::Display for Error {
                 f,
                 "partition {partition} of {topic:?} has no leader now: a broker that holds it must come back"
             ),
-            Error::Undelivered { topic, partition, after, last } => {
+            Error::Undelivered { topic, partition, after, bytes, last } => {
                 write!(
                     f,
                     "records for partition {partition} of {topic:?} were not delivered within {:.1} s",
                     after.as_secs_f64()
                 )?;
-                last.as_ref().map_or(Ok(()), |last| write!(f, ": {last}"))
+                let Some(last) = last else { return Ok(()) };
+                write!(f, ": {last}")?;
+                match **last {
+                    Error::Closed { .. } if *bytes > SUSPICIOUS_BYTES => write!(
+                        f,
+                        ". The batch has {bytes} bytes: a broker hangs up on a request larger than its \
+                         socket.request.max.bytes; raise that, or send smaller records"
+                    ),
+                    _ => Ok(()),
+                }
             }
             Error::Invalid(why) => f.write_str(why),
         }
@@ -327,7 +341,8 @@ fn explain(code: ErrorCode) -> Option<&'static str> {
             "exists already; `flumen topic describe` shows it, `flumen topic alter` changes it"
         }
         E::MessageTooLarge => {
-            "the batch is larger than the topic's max.message.bytes; raise that, or send smaller records"
+            "the batch is larger than the topic's max.message.bytes; raise that, or send smaller records, or fewer in a \
+             batch (--batch-size)"
         }
         E::NotEnoughReplicas | E::NotEnoughReplicasAfterAppend => {
             "fewer replicas are in sync than min.insync.replicas asks for; bring brokers back, or use --acks 1"

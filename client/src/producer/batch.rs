@@ -242,8 +242,17 @@ impl Queue {
         self.retrying
     }
 
-    /// Takes out batches that are older than `timeout`, with the memory that they were counted for.
-    pub(super) fn expire(&mut self, now: Instant, timeout: Duration) -> Vec<Batch> {
+    /// Takes out batches that are older than `timeout`, with the memory that they were counted for. Also the one that
+    /// collects: while there is no leader, nobody else closes it.
+    pub(super) fn expire(
+        &mut self,
+        now: Instant,
+        timeout: Duration,
+        closing: &mut Closing<'_>,
+    ) -> Vec<Batch> {
+        if self.open.as_ref().is_some_and(|open| now >= open.since + timeout) {
+            self.close(closing);
+        }
         let expired = self.ready.iter().take_while(|batch| now >= batch.created + timeout).count();
         self.ready.drain(..expired).collect()
     }
@@ -267,6 +276,25 @@ mod tests {
         let record = NewRecord { value: Some(b"x"), ..NewRecord::default() };
         queue.append(record, Compression::None, Vec::new);
         queue.take(closing).expect("a record is there")
+    }
+
+    #[test]
+    fn what_no_leader_takes_expires_whether_its_batch_was_full_or_not() {
+        let mut scratch = Vec::new();
+        let mut closing = Closing { identity: None, scratch: &mut scratch };
+        let mut queue = Queue::new();
+        let timeout = Duration::from_secs(10);
+        let append = |queue: &mut Queue| {
+            let record = NewRecord { value: Some(b"x"), ..NewRecord::default() };
+            queue.append(record, Compression::None, Vec::new);
+        };
+        append(&mut queue);
+        queue.close(&mut closing);
+        append(&mut queue);
+        let now = Instant::now();
+        assert_eq!(queue.expire(now, timeout, &mut closing).len(), 0);
+        assert_eq!(queue.expire(now + timeout, timeout, &mut closing).len(), 2);
+        assert!(queue.is_empty());
     }
 
     #[test]

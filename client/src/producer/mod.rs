@@ -218,11 +218,6 @@ impl Producer {
         }
         self.0.hurry.set(false);
     }
-
-    /// Bytes of records that are held.
-    pub fn buffered(&self) -> usize {
-        self.0.buffered.get()
-    }
 }
 
 impl Drop for Producer {
@@ -377,18 +372,19 @@ impl Inner {
             None => Vec::new(),
         };
         drop(queues);
-        let error = if again { self.undelivered(at, Some(error)) } else { error };
+        let error = if again { self.undelivered(at, batch.records().len(), Some(error)) } else { error };
         self.reported(at, batch, Err(error.clone()));
         for batch in behind {
             self.reported(at, batch, Err(error.clone()));
         }
     }
 
-    fn undelivered(&self, at: &TopicPartition, last: Option<Error>) -> Error {
+    fn undelivered(&self, at: &TopicPartition, bytes: usize, last: Option<Error>) -> Error {
         Error::Undelivered {
             topic: at.topic.to_string(),
             partition: at.partition,
             after: self.settings.delivery_timeout,
+            bytes,
             last: last.map(Box::new),
         }
     }
@@ -410,11 +406,14 @@ impl Inner {
         let timeout = self.settings.delivery_timeout;
         let expired: Vec<_> = {
             let mut queues = self.queues.borrow_mut();
-            queues.iter_mut().map(|(at, queue)| (at.clone(), queue.expire(now, timeout))).collect()
+            let mut scratch = self.scratch.borrow_mut();
+            let mut closing = self.closing(&mut scratch);
+            let mut expire = |queue: &mut Queue| queue.expire(now, timeout, &mut closing);
+            queues.iter_mut().map(|(at, queue)| (at.clone(), expire(queue))).collect()
         };
         for (at, batches) in expired {
             for mut batch in batches {
-                let error = self.undelivered(&at, batch.last_error.take());
+                let error = self.undelivered(&at, batch.records().len(), batch.last_error.take());
                 self.reported(&at, batch, Err(error));
             }
         }
