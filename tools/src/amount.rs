@@ -44,6 +44,9 @@ pub(crate) fn elapsed(duration: Duration) -> String {
     }
 }
 
+/// The longest duration that is read: the clock can tell when it is over.
+const SECONDS_MAX: f64 = u32::MAX as f64;
+
 /// Reads `500ms`, `30s`, `5m`, `2h`, `7d`; a number alone is seconds.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -56,7 +59,7 @@ pub(crate) fn duration(text: &str) -> Option<Duration> {
         "d" => number * 86_400.0,
         _ => return None,
     };
-    Duration::try_from_secs_f64(seconds).ok()
+    Duration::try_from_secs_f64(seconds).ok().filter(|_| seconds <= SECONDS_MAX)
 }
 
 #[cfg(test)]
@@ -80,6 +83,9 @@ mod tests {
             ["500ms", "30", "30s", "1.5m", "2h", "7d"].map(read),
             [Some(500), Some(30_000), Some(30_000), Some(90_000), Some(7_200_000), Some(604_800_000)]
         );
-        assert_eq!(["", "x", "5 s", "-1s", "1y", "99999999999999999999d"].map(read), [None; 6]);
+        assert_eq!(read("4294967295s"), Some(4_294_967_295_000));
+        let wrong =
+            ["", "x", "5 s", "-1s", "1y", "4294967296s", "10000000000000000000s", "99999999999999999999d"];
+        assert_eq!(wrong.map(read), [None; 8]);
     }
 }

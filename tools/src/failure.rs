@@ -2,7 +2,7 @@
 
 use flumen_client::Error;
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Write};
 
 /// See the head of this file.
 #[derive(Debug)]
@@ -56,8 +56,13 @@ impl Failure {
             Failure::Interrupted => "interrupted".to_owned(),
             Failure::BrokenPipe => return,
         };
-        eprintln!("flumen: {text}");
+        warn(&text);
     }
+}
+
+/// A line to standard error. That nobody reads it is no reason to fail.
+pub(crate) fn warn(text: &str) {
+    let _ = writeln!(io::stderr(), "flumen: {text}");
 }
 
 impl From<Error> for Failure {
