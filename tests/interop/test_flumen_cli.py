@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import pty
 import re
 import select
@@ -261,6 +262,75 @@ def test_refused_records(broker, topic):
     assert missing.status == 1 and "flumen topic create no-such-topic-here" in missing.err
 
 
+def test_what_makes_no_sense_makes_no_topic(broker, topic, tmp_path):
+    assert run(broker, "produce", topic, "--linger", "soon", input=b"x\n").status == 2
+    assert run(broker, "produce", topic, "--file", tmp_path / "absent").status == 1
+    assert topic not in good(broker, "topic", "list").text
+
+
+def test_a_record_that_the_broker_hangs_up_on():
+    with brokers.Flumen({"socket.request.max.bytes": str(2 << 20)}) as one:
+        create(one, "t", 1, "-c", f"max.message.bytes={8 << 20}")
+        refused = run(one, "produce", "t", "--timeout", "1s", input=b"x" * (3 << 20) + b"\n")
+        assert refused.status == 1 and "socket.request.max.bytes" in refused.err, refused.err
+
+
+def stop_in_its_tracks(process: subprocess.Popen) -> None:
+    """Stops all of its threads, of which none does anything any more."""
+    process.send_signal(signal.SIGSTOP)
+    threads = list(pathlib.Path(f"/proc/{process.pid}/task").iterdir())
+    while any((thread / "stat").read_text().rsplit(")", 1)[1].split()[0] != "T" for thread in threads):
+        assert process.poll() is None
+
+
+def unread(port: int) -> bool:
+    """Whether whoever listens there has been sent something that it has not read."""
+    for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, queues, *_ = line.split()
+        if int(local.split(":")[1], 16) == port and state == "01" and int(queues.split(":")[1], 16) > 0:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def produce_to_a_broker_that_hangs(*arguments):
+    """`produce`, whose last line is on its way to a broker that does not take it."""
+    with brokers.Flumen() as one:
+        create(one, "t")
+        process = subprocess.Popen(
+            command(one, "produce", "t", *arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            process.stdin.write(b"first\n")
+            process.stdin.flush()
+            deadline = time.monotonic() + 20
+            while good(one, "consume", "t").out != b"first\n":
+                assert time.monotonic() < deadline
+            stop_in_its_tracks(one.process)
+            process.stdin.write(b"second\n")
+            process.stdin.close()
+            while not unread(one.port):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_produce_gives_up_in_time():
+    with produce_to_a_broker_that_hangs("--timeout", "3s") as process:
+        assert process.wait(30) == 1
+        assert b"not delivered within 3.0 s" in process.stderr.read()
+
+
+def test_an_interrupt_ends_produce_though_nobody_answers():
+    with produce_to_a_broker_that_hangs("--timeout", "10min") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 1
+        assert b"1 of 2 records" in process.stderr.read()
+
+
 def test_a_broken_pipe_ends_quietly(broker, topic):
     create(broker, topic)
     good(broker, "produce", topic, input=numbers(200_000))
@@ -305,8 +375,10 @@ def test_both_ways_survive_a_crash_of_the_broker(kind, topic):
     with brokers.BROKERS[kind]() as one:
         create(one, topic)
         lines = numbers(3000).splitlines(keepends=True)
-        producer = subprocess.Popen(command(one, "produce", topic), stdin=subprocess.PIPE)
-        follower = subprocess.Popen(command(one, "consume", topic, "--follow"), stdout=subprocess.PIPE)
+        # A broker may take long to come back where much else runs.
+        patient = ("--timeout", "2min")
+        producer = subprocess.Popen(command(one, "produce", topic, *patient), stdin=subprocess.PIPE)
+        follower = subprocess.Popen(command(one, "consume", topic, "--follow", *patient), stdout=subprocess.PIPE)
         try:
             producer.stdin.write(b"".join(lines[:1000]))
             producer.stdin.flush()

@@ -5,8 +5,8 @@
 
 use crate::amount;
 use crate::cli::{Acks, ProduceOptions};
-use crate::failure::Failure;
-use crate::interrupt::Interrupt;
+use crate::failure::{Failure, warn};
+use crate::interrupt::{GRACE, Interrupt, TICK};
 use crate::output::{Out, StatusLine};
 use crate::record_format::unescape;
 use crate::time;
@@ -18,7 +18,7 @@ use serde_json::json;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -29,8 +29,6 @@ const PIECE_BYTES: usize = 256 << 10;
 const LINE_BYTES_MAX: usize = 256 << 20;
 /// Pieces that wait to be sent.
 const PIECES_MAX: usize = 4;
-/// How often an interrupt is looked for while no line comes.
-const TICK: Duration = Duration::from_millis(100);
 
 /// What has arrived.
 #[derive(Debug, Default)]
@@ -50,14 +48,16 @@ pub(crate) async fn run(cluster: &Cluster, options: ProduceOptions, out: &mut Ou
     if separator.as_ref().is_some_and(Vec::is_empty) {
         return Err(Failure::usage("--key-separator: give at least one character"));
     }
+    let settings = producer_settings(&options, cluster.settings().retry_timeout)?;
+    let source = open(options.file.as_deref())?;
+    // Not before what was asked for is known to make sense: the broker may make the topic.
     let topic = cluster.topic(&options.topic, !options.no_create).await?;
     let arrived = Rc::new(RefCell::new(Arrived::default()));
     let noted = arrived.clone();
-    let settings = producer_settings(&options)?;
     let producer =
         Producer::start(cluster, settings, move |delivery| noted.borrow_mut().note(delivery)).await?;
     let interrupt = Interrupt::listen()?;
-    let lines = read(options.file.as_deref())?;
+    let lines = read(source)?;
     let began = Instant::now();
     let mut status = StatusLine::new();
     let mut meter = Meter::new();
@@ -66,7 +66,8 @@ pub(crate) async fn run(cluster: &Cluster, options: ProduceOptions, out: &mut Ou
         options.headers.iter().map(|(key, value)| (key.as_bytes(), Some(value.as_bytes()))).collect();
     let name = topic.name.clone();
     let mut failed_to_read = None;
-    while !interrupt.is_asked() && arrived.borrow().first_failure.is_none() {
+    let mut sent = 0;
+    'pieces: while !interrupt.is_asked() && arrived.borrow().first_failure.is_none() {
         let piece = match runtime::timeout(TICK, lines.recv()).await {
             Some(Ok(Ok(piece))) => piece,
             Some(Ok(Err(error))) => {
@@ -84,31 +85,31 @@ pub(crate) async fn run(cluster: &Cluster, options: ProduceOptions, out: &mut Ou
         for line in piece.strip_suffix(b"\n").unwrap_or(&piece).split(|byte| *byte == b'\n') {
             let (key, value) = split(line, separator.as_deref(), options.null);
             let record = NewRecord { timestamp, key, value, headers: &headers };
-            producer.send(&name, options.partition, record).await?;
+            let taken = producer.send(&name, options.partition, record);
+            match interrupt.bounds(Duration::ZERO, taken).await {
+                Some(taken) => taken?,
+                None => break 'pieces,
+            }
+            sent += 1;
         }
         meter.show(&mut status, &arrived.borrow());
     }
-    producer.flush().await;
+    let flushed = interrupt.bounds(GRACE, producer.flush()).await.is_some();
     status.clear();
-    summarize(&arrived.borrow(), began.elapsed(), &status, out)?;
     let arrived = arrived.borrow();
-    match (&arrived.first_failure, failed_to_read) {
-        (Some(error), _) => {
-            if arrived.failed > 1 {
-                eprintln!(
-                    "flumen: {} records were not delivered, the first because:",
-                    amount::count(arrived.failed as i64)
-                );
-            }
-            Err(error.clone().into())
-        }
-        (None, Some(error)) => Err(error),
-        (None, None) if interrupt.is_asked() => Err(Failure::Interrupted),
-        (None, None) => Ok(()),
+    summarize(&arrived, began.elapsed(), &status, out)?;
+    match failed_to_read {
+        _ if arrived.first_failure.is_some() || !flushed => Err(arrived.what_failed(sent)),
+        Some(error) => Err(error),
+        None if interrupt.is_asked() => Err(Failure::Interrupted),
+        None => Ok(()),
     }
 }
 
-fn producer_settings(options: &ProduceOptions) -> Result<ProducerSettings, Failure> {
+fn producer_settings(
+    options: &ProduceOptions,
+    delivery_timeout: Duration,
+) -> Result<ProducerSettings, Failure> {
     let linger = amount::duration(&options.linger)
         .ok_or_else(|| Failure::usage(format!("--linger {}: give a time, as in 5ms", options.linger)))?;
     Ok(ProducerSettings {
@@ -120,6 +121,7 @@ fn producer_settings(options: &ProduceOptions) -> Result<ProducerSettings, Failu
         compression: options.compression,
         linger,
         batch_bytes: options.batch_size as usize,
+        delivery_timeout,
         idempotent: !options.no_idempotence,
         create_topics: !options.no_create,
         ..ProducerSettings::default()
@@ -154,6 +156,22 @@ impl Arrived {
                 self.first_failure.get_or_insert(error);
             }
         }
+    }
+
+    /// Of what was sent, not all has arrived, or it is not known yet whether it has.
+    fn what_failed(&self, sent: u64) -> Failure {
+        let Some(error) = &self.first_failure else {
+            let unknown = amount::count((sent - self.records) as i64);
+            return Failure::Partial(format!(
+                "interrupted before {unknown} of {} records were acknowledged: whether they arrived is not known",
+                amount::count(sent as i64)
+            ));
+        };
+        if self.failed > 1 {
+            let failed = amount::count(self.failed as i64);
+            warn(&format!("{failed} records were not delivered, the first because:"));
+        }
+        error.clone().into()
     }
 }
 
@@ -199,7 +217,8 @@ fn summarize(arrived: &Arrived, took: Duration, status: &StatusLine, out: &mut O
     }
     if status.is_visible() {
         let seconds = took.as_secs_f64().max(1e-6);
-        eprintln!(
+        let _ = writeln!(
+            io::stderr(),
             "{} records, {} in {} ({}/s, {}/s)",
             amount::count(arrived.records as i64),
             amount::bytes(arrived.bytes),
@@ -214,13 +233,20 @@ fn summarize(arrived: &Arrived, took: Duration, status: &StatusLine, out: &mut O
 /// Whole lines, or why there are no more.
 type Piece = io::Result<Vec<u8>>;
 
-/// Starts the thread that reads. What it hands over ends at the end of a line.
-fn read(file: Option<&Path>) -> Result<async_channel::Receiver<Piece>, Failure> {
-    let (sender, receiver) = async_channel::bounded(PIECES_MAX);
-    let mut source: Box<dyn Read + Send> = match file {
+/// Where lines come from.
+type Source = Box<dyn Read + Send>;
+
+/// The file, or standard input.
+fn open(file: Option<&Path>) -> Result<Source, Failure> {
+    Ok(match file {
         None => Box::new(io::stdin()),
         Some(path) => Box::new(File::open(path).map_err(|error| Failure::io(path.display(), error))?),
-    };
+    })
+}
+
+/// Starts the thread that reads. What it hands over ends at the end of a line.
+fn read(mut source: Source) -> Result<async_channel::Receiver<Piece>, Failure> {
+    let (sender, receiver) = async_channel::bounded(PIECES_MAX);
     let reader = move || {
         let mut rest = Vec::new();
         loop {
@@ -256,7 +282,10 @@ fn next_piece(source: &mut impl Read, rest: &mut Vec<u8>) -> io::Result<Vec<u8>>
         rest.resize(filled + PIECE_BYTES, 0);
         let count = match source.read(&mut rest[filled..]) {
             Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                rest.truncate(filled);
+                continue;
+            }
             Err(error) => return Err(error),
         };
         rest.truncate(filled + count);
@@ -287,11 +316,15 @@ mod tests {
         assert_eq!(both(b"", None, false), (None, Some(&b""[..])));
     }
 
-    /// Hands out a few bytes at a time.
-    struct Drip<'b>(&'b [u8], usize);
+    /// Hands out a few bytes at a time; between two of them a signal comes.
+    struct Drip<'b>(&'b [u8], usize, bool);
 
     impl Read for Drip<'_> {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            self.2 = !self.2;
+            if self.2 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let count = self.1.min(self.0.len()).min(into.len());
             into[..count].copy_from_slice(&self.0[..count]);
             self.0 = &self.0[count..];
@@ -303,7 +336,7 @@ mod tests {
     fn pieces_are_whole_lines_however_they_come() {
         let text = b"one\ntwo\n\nthree and more\nno end";
         for step in 1..40 {
-            let (mut source, mut rest, mut all) = (Drip(text, step), Vec::new(), Vec::new());
+            let (mut source, mut rest, mut all) = (Drip(text, step, false), Vec::new(), Vec::new());
             loop {
                 let piece = next_piece(&mut source, &mut rest).expect("readable");
                 if piece.is_empty() {
