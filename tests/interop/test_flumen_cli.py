@@ -574,6 +574,56 @@ def test_members_share_and_one_that_leaves_is_replaced(broker, topic, assignor):
             member.wait()
 
 
+@pytest.mark.parametrize("assignor", ["range", "cooperative-sticky"])
+def test_a_group_shares_new_partitions(broker, topic, assignor):
+    create(broker, topic, 1)
+    group = topic + "-group"
+    arguments = ["consume", topic, "-g", group, "--follow", "--metadata-age", "100ms", "-f", "%p\\n"]
+    members = []
+    try:
+        for _ in range(2):
+            joining = command(broker, *arguments, "--assignor", assignor)
+            members.append(subprocess.Popen(joining, stdout=subprocess.PIPE))
+        wait_for(broker, group, lambda one: sorted(len(m["assignment"]) for m in one["members"]) == [0, 1])
+        good(broker, "topic", "alter", topic, "-p", 4)
+        wait_for(broker, group, lambda one: sorted(len(m["assignment"]) for m in one["members"]) == [2, 2])
+        for partition in range(4):
+            good(broker, "produce", topic, "-p", partition, input=b"x\n")
+        seen = sorted(member.stdout.readline() for member in members for _ in range(2))
+        assert seen == [b"%d\n" % partition for partition in range(4)]
+        for member in members:
+            member.send_signal(signal.SIGINT)
+            assert member.wait(30) == 0
+    finally:
+        for member in members:
+            member.kill()
+            member.wait()
+
+
+def test_an_interrupt_ends_a_join_that_waits(broker, topic):
+    """The group waits for a member that stands still."""
+    create(broker, topic, 2)
+    group = topic + "-group"
+    arguments = command(broker, "consume", topic, "-g", group)
+    with subprocess.Popen([*arguments, "--follow"], stdout=subprocess.DEVNULL) as first:
+        try:
+            wait_for(broker, group, lambda one: [len(m["assignment"]) for m in one["members"]] == [2])
+            stop_in_its_tracks(first)
+            for follow, status in (([], 130), (["--follow"], 0)):
+                with subprocess.Popen([*arguments, *follow], stderr=subprocess.DEVNULL) as second:
+                    try:
+                        wait_for(broker, group, lambda one: one["state"].replace(" ", "") == "PreparingRebalance")
+                        wait_for(broker, group, lambda one: len(one["members"]) == 2)
+                        second.send_signal(signal.SIGINT)
+                        assert second.wait(15) == status
+                        # It has left.
+                        wait_for(broker, group, lambda one: len(one["members"]) == 1, within_s=10)
+                    finally:
+                        second.kill()
+        finally:
+            first.kill()
+
+
 def test_a_group_of_the_new_protocol_is_shown(broker, topic):
     """KIP-848: the coordinator assigns; another request describes it."""
     create(broker, topic, 3)

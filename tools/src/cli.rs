@@ -312,15 +312,15 @@ pub(crate) struct ConsumeOptions {
     pub count: Option<u64>,
     /// How each record is printed: %k key, %v or %s value, %o offset, %p partition, %t topic, %T timestamp in ms, %d the
     /// same as a date, %h headers, %K and %S lengths of key and value, %% a percent sign; \n \r \t \0 \\ \xHH
+    /// [default: %v\n]
     #[arg(
         short = 'f',
         long = "output",
         value_name = "FORMAT",
-        default_value = "%v\\n",
         value_parser = RecordFormat::parse,
         conflicts_with = "json"
     )]
-    pub output: RecordFormat,
+    pub output: Option<RecordFormat>,
     /// Print records as JSON, one a line; as --format json
     #[arg(short = 'J', long)]
     pub json: bool,
@@ -339,6 +339,9 @@ pub(crate) struct ConsumeOptions {
     /// A static name in the group: a restart keeps its partitions
     #[arg(long, value_name = "ID", requires = "group")]
     pub instance_id: Option<String>,
+    /// How often to look whether topics have got more partitions, for the group to share them
+    #[arg(long, default_value = "30s", value_name = "TIME", requires = "group")]
+    pub metadata_age: String,
 }
 
 /// Assignors of groups.
@@ -358,15 +361,15 @@ pub(crate) enum LogCommand {
         /// Print records instead of batches, as `consume -f` does; JSON with --format json
         #[arg(short, long)]
         records: bool,
-        /// See `consume`
+        /// With --records, how each is printed: see `consume` [default: %o\t%d\t%k\t%v\n]
         #[arg(
             short = 'f',
             long = "output",
             value_name = "FORMAT",
-            default_value = "%o\\t%d\\t%k\\t%v\\n",
-            value_parser = RecordFormat::parse
+            value_parser = RecordFormat::parse,
+            requires = "records"
         )]
-        output: RecordFormat,
+        output: Option<RecordFormat>,
     },
     /// Check every byte: batches, checksums, records, offsets, indexes, journals, checkpoints, the metadata log; fails when
     /// anything is wrong

@@ -7,7 +7,7 @@
 use crate::amount;
 use crate::cli::{AssignorName, ConsumeOptions};
 use crate::failure::Failure;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{GRACE, Interrupt, TICK};
 use crate::offset_spec::OffsetSpec;
 use crate::output::{Out, StatusLine};
 use crate::record_format::{self, RecordFormat};
@@ -18,31 +18,30 @@ use flumen_client::group::{Assignor, GroupMember, GroupSettings};
 use flumen_client::metadata::TopicPartition;
 use flumen_client::{Cluster, runtime};
 use flumen_wire::ErrorCode;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// How often interrupts, rebalances and the clock are looked at while nothing comes.
-const TICK: Duration = Duration::from_millis(100);
+/// How records are printed where nothing else is asked for.
+const FORMAT: &str = "%v\\n";
 /// Between two commits.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(cluster: &Cluster, options: ConsumeOptions, out: &mut Out) -> Result<(), Failure> {
-    let format = if options.json || out.is_json() { None } else { Some(options.output.clone()) };
-    let mut partitions = Vec::new();
-    for name in &options.topics {
-        let topic = cluster.topic(name, false).await?;
-        let chosen: Vec<i32> = match options.partitions.as_slice() {
-            [] => topic.partitions.iter().map(|one| one.index).collect(),
-            chosen => chosen.to_vec(),
-        };
-        for partition in chosen {
-            topic.partition(partition)?;
-            partitions.push(TopicPartition::new(topic.name.clone(), partition));
-        }
+    if out.is_json() && options.output.is_some() {
+        return Err(Failure::usage("--output is for text: leave it out, or --format json"));
     }
+    let format = match options.json || out.is_json() {
+        true => None,
+        false => Some(options.output.clone().unwrap_or_else(|| RecordFormat::known(FORMAT))),
+    };
+    let metadata_age_max = amount::duration(&options.metadata_age).ok_or_else(|| {
+        Failure::usage(format!("--metadata-age {}: give a time, as in 30s", options.metadata_age))
+    })?;
+    let topics: BTreeSet<&str> = options.topics.iter().map(String::as_str).collect();
+    let partitions = chosen(cluster, &topics, &options.partitions).await?;
     let settings = ConsumerSettings {
         read_committed: !options.read_uncommitted,
         reset: Some(EARLIEST),
@@ -57,40 +56,52 @@ pub(crate) async fn run(cluster: &Cluster, options: ConsumeOptions, out: &mut Ou
     };
     let result = match &options.group {
         None => {
-            let offsets = options.offset.unwrap_or(OffsetSpec::Start).resolve(cluster, &partitions).await?;
-            reader.begin(cluster, &offsets).await?;
-            reader.read_alone().await
+            let interrupt = reader.interrupt.clone();
+            let begin = async {
+                let begin = options.offset.unwrap_or(OffsetSpec::Start);
+                let offsets = begin.resolve(cluster, &partitions).await?;
+                reader.begin(cluster, &offsets).await
+            };
+            match interrupt.bounds(Duration::ZERO, begin).await {
+                Some(Ok(())) => reader.read_alone().await,
+                Some(failed) => failed,
+                None => reader.cut_short(),
+            }
         }
         Some(group) => {
-            let mut settings = GroupSettings::new(
-                group,
-                options.topics.iter().map(|name| Rc::from(name.as_str())).collect(),
-            );
-            settings.assignor = match options.assignor {
-                AssignorName::Range => Assignor::Range,
-                AssignorName::CooperativeSticky => Assignor::CooperativeSticky,
-            };
-            settings.instance_id = options.instance_id.clone();
-            let member = GroupMember::new(cluster, settings.clone());
-            let mut grouped = Grouped {
-                cluster: cluster.clone(),
-                member,
-                cooperative: settings.assignor.is_cooperative(),
-                begin: options.offset,
-                assigned: Vec::new(),
-                committed: BTreeMap::new(),
-                next_commit: Instant::now() + COMMIT_INTERVAL,
-            };
+            let mut grouped = Grouped::new(cluster, group, &options, metadata_age_max);
             let result = grouped.read(&mut reader).await;
-            // Also after a failure: others shall have the partitions at once.
-            let committed = grouped.commit(&mut reader).await;
-            let left = grouped.member.leave().await;
-            result.and(committed).and(left.map_err(Failure::from))
+            let interrupt = reader.interrupt.clone();
+            result.and(interrupt.bounds(GRACE, grouped.end(&mut reader)).await.unwrap_or_else(|| {
+                let why = "interrupted, and the coordinator of the group does not answer: what was printed last may be \
+                           printed again";
+                Err(Failure::Partial(why.to_owned()))
+            }))
         }
     };
     reader.printer.finish()?;
     result?;
     if reader.was_cut() { Err(Failure::Interrupted) } else { Ok(()) }
+}
+
+/// The partitions of these topics: those with these numbers, or all.
+async fn chosen(
+    cluster: &Cluster,
+    topics: &BTreeSet<&str>,
+    numbers: &[i32],
+) -> Result<Vec<TopicPartition>, Failure> {
+    let numbers: BTreeSet<i32> = numbers.iter().copied().collect();
+    let mut partitions = Vec::new();
+    for name in topics {
+        let topic = cluster.topic(name, false).await?;
+        for number in &numbers {
+            topic.partition(*number)?;
+        }
+        let all = topic.partitions.iter().map(|one| one.index);
+        let these = all.filter(|index| numbers.is_empty() || numbers.contains(index));
+        partitions.extend(these.map(|index| TopicPartition::new(topic.name.clone(), index)));
+    }
+    Ok(partitions)
 }
 
 /// Reads what is assigned, and prints it.
@@ -150,6 +161,11 @@ impl Reader<'_> {
         self.interrupt.is_asked() && !self.follow && !self.printer.is_full() && !self.is_at_end()
     }
 
+    /// The user ended it before anything could be read.
+    fn cut_short(&self) -> Result<(), Failure> {
+        if self.follow { Ok(()) } else { Err(Failure::Interrupted) }
+    }
+
     fn is_at_end(&self) -> bool {
         self.ends.iter().all(|(at, end)| {
             self.consumer.positions().get(at).is_none_or(|position| {
@@ -186,16 +202,44 @@ struct Grouped {
     member: GroupMember,
     cooperative: bool,
     begin: Option<OffsetSpec>,
-    assigned: Vec<TopicPartition>,
+    assigned: BTreeSet<TopicPartition>,
     committed: BTreeMap<TopicPartition, i64>,
     next_commit: Instant,
+    /// How old metadata may get: new partitions are seen in it.
+    metadata_age_max: Duration,
+    next_metadata: Instant,
 }
 
 impl Grouped {
+    fn new(cluster: &Cluster, group: &str, options: &ConsumeOptions, metadata_age_max: Duration) -> Grouped {
+        let topics: BTreeSet<Rc<str>> = options.topics.iter().map(|name| name.as_str().into()).collect();
+        let mut settings = GroupSettings::new(group, topics.into_iter().collect());
+        settings.assignor = match options.assignor {
+            AssignorName::Range => Assignor::Range,
+            AssignorName::CooperativeSticky => Assignor::CooperativeSticky,
+        };
+        settings.instance_id = options.instance_id.clone();
+        Grouped {
+            cluster: cluster.clone(),
+            cooperative: settings.assignor.is_cooperative(),
+            member: GroupMember::new(cluster, settings),
+            begin: options.offset,
+            assigned: BTreeSet::new(),
+            committed: BTreeMap::new(),
+            next_commit: Instant::now() + COMMIT_INTERVAL,
+            metadata_age_max,
+            next_metadata: Instant::now() + metadata_age_max,
+        }
+    }
+
     async fn read(&mut self, reader: &mut Reader<'_>) -> Result<(), Failure> {
         loop {
             if self.member.must_rejoin()? {
-                self.rejoin(reader).await?;
+                let interrupt = reader.interrupt.clone();
+                match interrupt.bounds(Duration::ZERO, self.rejoin(reader)).await {
+                    Some(joined) => joined?,
+                    None => return reader.cut_short(),
+                }
                 continue;
             }
             if reader.is_done() {
@@ -203,12 +247,32 @@ impl Grouped {
             }
             reader.step().await?;
             if Instant::now() >= self.next_commit {
-                self.commit(reader).await?;
-                if self.member.partitions_changed() {
-                    self.member.request_rejoin();
+                let interrupt = reader.interrupt.clone();
+                let work = async {
+                    self.commit(reader).await?;
+                    self.look_for_partitions().await
+                };
+                if let Some(done) = interrupt.bounds(Duration::ZERO, work).await {
+                    done?;
                 }
             }
         }
+    }
+
+    /// Has the group share anew where topics have got more partitions. Those who follow its leader hear it from the
+    /// coordinator.
+    async fn look_for_partitions(&mut self) -> Result<(), Failure> {
+        if Instant::now() >= self.next_metadata {
+            self.next_metadata = Instant::now() + self.metadata_age_max;
+            match self.cluster.refresh_known().await {
+                Err(error) if !error.is_retriable() => return Err(error.into()),
+                _ => {}
+            }
+        }
+        if self.member.partitions_changed() {
+            self.member.request_rejoin();
+        }
+        Ok(())
     }
 
     async fn rejoin(&mut self, reader: &mut Reader<'_>) -> Result<(), Failure> {
@@ -216,13 +280,25 @@ impl Grouped {
         if !self.cooperative {
             self.give_up(reader, |_| true);
         }
-        let assigned = self.member.join().await?;
+        let assigned: BTreeSet<_> = self.member.join().await?.into_iter().collect();
         self.give_up(reader, |at| !assigned.contains(at));
-        let new: Vec<_> = assigned.iter().filter(|at| !self.assigned.contains(at)).cloned().collect();
+        let new: Vec<_> = assigned.difference(&self.assigned).cloned().collect();
+        let metadata = self.cluster.metadata();
+        if new.iter().any(|at| metadata.leader(at).is_err()) {
+            // The leader of the group knows of partitions that are not known here yet.
+            let _ = self.cluster.refresh_known().await;
+        }
         let offsets = self.begin_at(&new).await?;
         reader.begin(&self.cluster, &offsets).await?;
         self.assigned = assigned;
         Ok(())
+    }
+
+    /// Commits and leaves. Also after a failure: others shall have the partitions at once.
+    async fn end(mut self, reader: &mut Reader<'_>) -> Result<(), Failure> {
+        let committed = self.commit(reader).await;
+        let left = self.member.leave().await;
+        committed.and(left.map_err(Failure::from))
     }
 
     fn give_up(&mut self, reader: &mut Reader<'_>, which: impl Fn(&TopicPartition) -> bool) {

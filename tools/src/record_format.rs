@@ -52,6 +52,11 @@ impl RecordFormat {
         Ok(RecordFormat(tokens))
     }
 
+    /// One that is written in this program.
+    pub(crate) fn known(text: &'static str) -> RecordFormat {
+        RecordFormat::parse(text).expect("a format that was tried")
+    }
+
     /// Appends a record. Null is nothing; lengths of null are -1.
     pub(crate) fn write(&self, topic: &str, partition: i32, record: &Record<'_>, out: &mut Vec<u8>) {
         let length = |field: Option<&[u8]>| field.map_or(-1, |bytes| bytes.len() as i64);

@@ -22,7 +22,7 @@ use flumen_wire::messages::join_group_request::{JoinGroupRequest, JoinGroupReque
 use flumen_wire::messages::leave_group_request::{LeaveGroupRequest, MemberIdentity};
 use flumen_wire::messages::sync_group_request::{SyncGroupRequest, SyncGroupRequestAssignment};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -194,10 +194,13 @@ impl GroupMember {
             let members = members.collect::<Result<BTreeMap<_, _>, Error>>()?;
             self.decide(joined.protocol_name, &members).await?
         } else {
+            // Whoever leads now looks after the topics.
+            self.partition_counts.clear();
             Vec::new()
         };
         let assigned = self.sync(generation, &assignments).await?;
-        let gives_up = self.owned.iter().any(|at| !assigned.contains(at));
+        let kept: BTreeSet<&TopicPartition> = assigned.iter().collect();
+        let gives_up = self.owned.iter().any(|at| !kept.contains(at));
         self.owned = assigned.clone();
         self.owned_generation = generation;
         // Under a cooperative assignor, what was given up is handed out in one more round.
@@ -276,8 +279,7 @@ impl GroupMember {
         partitions: &[TopicPartition],
     ) -> Result<BTreeMap<TopicPartition, CommittedOffset>, Error> {
         let mut all = groups::offsets(&self.cluster, &self.settings.group).await?;
-        all.retain(|at, _| partitions.contains(at));
-        Ok(all)
+        Ok(partitions.iter().filter_map(|at| all.remove_entry(at)).collect())
     }
 
     /// Commits positions. Fails with ILLEGAL_GENERATION or REBALANCE_IN_PROGRESS where the group has moved on.

@@ -10,6 +10,8 @@ use flumen_wire::batch::RawBatch;
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// How records are printed where nothing else is asked for.
+pub(super) const FORMAT: &str = "%o\\t%d\\t%k\\t%v\\n";
 /// How large a batch may be once opened.
 const DECOMPRESSED_BYTES_MAX: usize = 1 << 30;
 /// Rows of one table: what is printed at a time, however large the segment.

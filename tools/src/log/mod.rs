@@ -10,6 +10,7 @@ mod verify;
 use crate::cli::LogCommand;
 use crate::failure::Failure;
 use crate::output::Out;
+use crate::record_format::RecordFormat;
 use std::path::{Path, PathBuf};
 
 /// The folder of a partition, or a part of it.
@@ -23,7 +24,13 @@ struct PartitionFiles {
 
 pub(crate) fn run(command: LogCommand, out: &mut Out) -> Result<(), Failure> {
     match command {
-        LogCommand::Dump { path, records, output } => dump::run(&path, records.then_some(&output), out),
+        LogCommand::Dump { output: Some(_), .. } if out.is_json() => {
+            Err(Failure::usage("--output is for text: leave it out, or --format json"))
+        }
+        LogCommand::Dump { path, records, output } => {
+            let format = records.then(|| output.unwrap_or_else(|| RecordFormat::known(dump::FORMAT)));
+            dump::run(&path, format.as_ref(), out)
+        }
         LogCommand::Verify { path } => verify::run(&path, out),
     }
 }
