@@ -2,7 +2,7 @@
 
 use crate::amount;
 use crate::cli::GroupCommand;
-use crate::failure::Failure;
+use crate::failure::{Failure, warn};
 use crate::offset_spec::OffsetSpec;
 use crate::output::{Column, Out, Table, bar};
 use crate::topic::Outcomes;
@@ -108,7 +108,10 @@ async fn places(cluster: &Cluster, group: &GroupDescription) -> Result<Vec<Place
     let metadata = cluster.refresh(Topics::Named(&names), false).await?;
     let asked: Vec<_> =
         all.iter().filter(|at| metadata.leader(at).is_ok()).map(|at| ((*at).clone(), LATEST)).collect();
-    let ends = cluster.list_offsets(&asked).await?;
+    let (ends, refusal) = cluster.list_offsets_told(&asked).await;
+    if let Some(refusal) = refusal {
+        warn(&format!("not all partitions tell their ends: {refusal}"));
+    }
     Ok(all
         .into_iter()
         .map(|at| Place {

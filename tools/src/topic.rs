@@ -3,7 +3,7 @@
 use crate::amount;
 use crate::cli::TopicCommand;
 use crate::config::value_of;
-use crate::failure::Failure;
+use crate::failure::{Failure, warn};
 use crate::output::{Column, Out, Table};
 use flumen_client::Cluster;
 use flumen_client::admin::configs::{self, Change, Config, Entity};
@@ -152,8 +152,12 @@ async fn describe(cluster: &Cluster, names: &[String], out: &mut Out) -> Result<
         let offsets = |found: BTreeMap<TopicPartition, flumen_client::cluster::ListedOffset>| {
             found.into_iter().map(|(at, one)| (at.partition, one.offset)).collect::<BTreeMap<_, _>>()
         };
-        let starts = offsets(cluster.list_offsets(&ends(EARLIEST)).await?);
-        let ends = offsets(cluster.list_offsets(&ends(LATEST)).await?);
+        let (starts, _) = cluster.list_offsets_told(&ends(EARLIEST)).await;
+        let (ends, refusal) = cluster.list_offsets_told(&ends(LATEST)).await;
+        let (starts, ends) = (offsets(starts), offsets(ends));
+        if let Some(refusal) = refusal {
+            warn(&format!("not all partitions tell their ends: {refusal}"));
+        }
         let configs = configs::describe(cluster, &Entity::Topic(name.clone()), &[]).await?;
         if out.is_json() {
             documents.push(describe_json(&topic, &starts, &ends, &configs));
@@ -174,7 +178,7 @@ fn describe_table(
     configs: &[Config],
     out: &mut Out,
 ) -> Result<(), Failure> {
-    let records: i64 = ends.iter().map(|(p, end)| end - starts.get(p).copied().unwrap_or(0)).sum();
+    let records: i64 = ends.iter().filter_map(|(p, end)| Some(end - starts.get(p)?)).sum();
     out.line(&format!(
         "{}  id {}  partitions {}  replicas {}  records about {}",
         topic.name,
