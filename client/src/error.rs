@@ -161,10 +161,13 @@ impl Error {
         }
     }
 
-    /// The code, where a broker gave one.
+    /// The code, where a broker gave one, or says the same by leaving out what was asked for.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Error::Broker { code, .. } => Some(*code),
+            Error::UnknownTopic(_) | Error::UnknownPartition { .. } => {
+                Some(ErrorCode::UnknownTopicOrPartition)
+            }
             _ => None,
         }
     }

@@ -111,6 +111,37 @@ def test_what_went_wrong_is_said_for_each(broker, topic):
     assert unknown.status == 1 and "no.such.setting" in unknown.err
 
 
+def test_a_topic_that_is_not_there_has_a_code(broker, topic):
+    (result,) = run(broker, "topic", "delete", topic, "--format", "json").json
+    assert (result["ok"], result["code"]) == (False, "UNKNOWN_TOPIC_OR_PARTITION")
+
+
+def test_a_change_that_goes_half_way_says_so(broker, topic):
+    create(broker, topic, 3)
+    half = run(broker, "topic", "alter", topic, "-p", 2, "-c", "segment.ms=7200000")
+    assert half.status == 1 and "INVALID_PARTITIONS" in half.err
+    assert re.search(rf"^{topic} +1 setting changed$", half.text, re.MULTILINE)
+    # There are no more partitions where the settings were refused.
+    refused = run(broker, "topic", "alter", topic, "-p", 4, "-c", "segment.ms=soon", "--format", "json")
+    assert refused.status == 1 and [one["code"] for one in refused.json] == ["INVALID_CONFIG"]
+    (described,) = good(broker, "topic", "describe", topic, "--format", "json").json
+    assert (described["configs"]["segment.ms"], len(described["partitions"])) == ("7200000", 3)
+
+
+def test_what_is_named_twice_is_meant_once(broker, topic):
+    good(broker, "topic", "create", topic, topic, "-p", 2)
+    good(broker, "produce", topic, "-p", 0, input=numbers(3))
+    assert good(broker, "consume", topic, topic).out == numbers(3)
+    assert good(broker, "consume", topic, "-p", "0,0").out == numbers(3)
+    assert len(good(broker, "topic", "describe", topic, topic, "--format", "json").json) == 1
+    group = topic + "-group"
+    sought = good(broker, "group", "seek", group, "--to", "end", "-t", f"{topic},{topic}:0", "--format", "json").json
+    assert [(one["partition"], one["offset"]) for one in sought] == [(0, 3), (1, 0)]
+    assert len(good(broker, "group", "describe", group, group, "--format", "json").json) == 1
+    good(broker, "group", "delete", group, group)
+    good(broker, "topic", "delete", topic, topic)
+
+
 def test_configs(broker, topic):
     create(broker, topic)
     good(broker, "config", "set", "topic", topic, "segment.ms=7200000", "max.message.bytes=2000000")
@@ -150,7 +181,13 @@ def test_the_environment_names_the_brokers(broker):
 
 
 def test_wrong_arguments(broker):
-    for wrong in (["produce", "t", "-k", ""], ["config", "get", "broker", "x"], ["topic", "alter", "t"]):
+    for wrong in (
+        ["produce", "t", "-k", ""],
+        ["config", "get", "broker", "x"],
+        ["topic", "alter", "t"],
+        ["consume", "t", "-f", "%v", "--format", "json"],
+        ["group", "seek", "g", "--to", "start", "-t", ","],
+    ):
         done = run(broker, *wrong)
         assert done.status == 2 and done.err and not done.out, wrong
 
@@ -555,8 +592,9 @@ def test_members_share_and_one_that_leaves_is_replaced(broker, topic, assignor):
             good(broker, "produce", topic, "-p", partition, input=b"a\n")
         seen = [sorted(member.stdout.readline() for _ in range(2)) for member in members]
         assert sorted(sum(seen, [])) == [b"%d:a\n" % p for p in range(4)]
-        busy = run(broker, "group", "seek", group, "--to", "start", "-t", topic)
-        assert busy.status == 1 and "stop its consumers first" in busy.err
+        for how in ((), ("--dry-run",)):
+            busy = run(broker, "group", "seek", group, "--to", "start", "-t", topic, *how)
+            assert (busy.status, busy.out) == (1, b"") and "stop its consumers first" in busy.err
         assert run(broker, "group", "delete", group).status == 1
         members[0].send_signal(signal.SIGINT)
         assert members[0].wait(30) == 0
@@ -622,6 +660,15 @@ def test_an_interrupt_ends_a_join_that_waits(broker, topic):
                         second.kill()
         finally:
             first.kill()
+
+
+def test_ids_keep_to_their_line(broker, topic):
+    create(broker, topic)
+    group = topic + "-a\nb"
+    good(broker, "group", "seek", group, "--to", "end", "-t", topic)
+    first = good(broker, "group", "describe", group).text.splitlines()[0]
+    assert first.startswith(f"{topic}-a\ufffdb  state ")
+    good(broker, "group", "delete", group)
 
 
 def test_a_group_of_the_new_protocol_is_shown(broker, topic):

@@ -2,7 +2,7 @@
 
 use crate::cli::ClusterCommand;
 use crate::failure::Failure;
-use crate::output::{Column, Out, Table};
+use crate::output::{Column, Out, Table, printable};
 use flumen_client::Cluster;
 use flumen_client::admin;
 use serde_json::{Value, json};
@@ -28,11 +28,12 @@ pub(crate) async fn run(cluster: &Cluster, command: ClusterCommand, out: &mut Ou
         }
         return out.json(&document);
     }
-    out.line(&format!("cluster {}", described.cluster_id.as_deref().unwrap_or("(unknown)")))?;
+    let id = described.cluster_id.as_deref().unwrap_or("(unknown)");
+    out.line(&printable(&format!("cluster {id}")))?;
     if !versions.features.is_empty() {
         let features: Vec<_> =
             versions.features.iter().map(|(name, level)| format!("{name} {level}")).collect();
-        out.line(&format!("features {}", features.join(", ")))?;
+        out.line(&printable(&format!("features {}", features.join(", "))))?;
     }
     let mut table = Table::new(&[
         Column::Number("BROKER"),

@@ -4,8 +4,8 @@ use crate::amount;
 use crate::cli::GroupCommand;
 use crate::failure::{Failure, warn};
 use crate::offset_spec::OffsetSpec;
-use crate::output::{Column, Out, Table, bar};
-use crate::topic::Outcomes;
+use crate::output::{Column, Out, Table, bar, printable};
+use crate::topic::{Outcomes, distinct};
 use flumen_client::Cluster;
 use flumen_client::admin::groups::{self, GroupDescription};
 use flumen_client::cluster::{LATEST, Topics};
@@ -21,13 +21,13 @@ const BAR_WIDTH: usize = 16;
 pub(crate) async fn run(cluster: &Cluster, command: GroupCommand, out: &mut Out) -> Result<(), Failure> {
     match command {
         GroupCommand::List => list(cluster, out).await,
-        GroupCommand::Describe { groups } => describe(cluster, &groups, out).await,
+        GroupCommand::Describe { groups } => describe(cluster, &distinct(groups), out).await,
         GroupCommand::Seek { group, to, topics, dry_run } => {
             seek(cluster, &group, to, &topics, dry_run, out).await
         }
         GroupCommand::Delete { groups } => {
             let mut outcomes = Outcomes::new("GROUP");
-            for group in groups {
+            for group in distinct(groups) {
                 let result = groups::delete(cluster, &group).await.map(|()| "deleted".to_owned());
                 outcomes.add(group, result);
             }
@@ -126,7 +126,7 @@ async fn places(cluster: &Cluster, group: &GroupDescription) -> Result<Vec<Place
 fn describe_table(group: &GroupDescription, places: &[Place], out: &mut Out) -> Result<(), Failure> {
     let total: i64 = places.iter().filter_map(Place::lag).sum();
     let assignor = if group.assignor.is_empty() { "-" } else { &group.assignor };
-    out.line(&format!(
+    out.line(&printable(&format!(
         "{}  state {}  type {}  assignor {assignor}  coordinator {}  members {}  lag {}",
         group.id,
         group.state,
@@ -134,7 +134,7 @@ fn describe_table(group: &GroupDescription, places: &[Place], out: &mut Out) -> 
         group.coordinator,
         group.members.len(),
         amount::count(total)
-    ))?;
+    )))?;
     if places.is_empty() {
         return out.line("no offsets are committed, and no partitions are assigned");
     }
@@ -221,14 +221,18 @@ async fn seek(
         named(cluster, topics).await?
     };
     let offsets = to.resolve(cluster, &partitions).await?;
-    if !dry_run {
+    if dry_run {
+        match groups::describe(cluster, group).await {
+            Ok(described) if !described.members.is_empty() => return Err(has_members(group).into()),
+            // One that is not there is made.
+            Err(error) if error.code() != Some(ErrorCode::GroupIdNotFound) => return Err(error.into()),
+            _ => {}
+        }
+    } else {
         groups::set_offsets(cluster, group, &offsets).await.map_err(|error| match error.code() {
             Some(
                 ErrorCode::UnknownMemberId | ErrorCode::RebalanceInProgress | ErrorCode::IllegalGeneration,
-            ) => Error::Invalid(format!(
-                "group {group:?} has members, which would overwrite this: stop its consumers first \
-                     (`flumen group describe {group}` shows them)"
-            )),
+            ) => has_members(group),
             _ => error,
         })?;
     }
@@ -254,6 +258,13 @@ async fn seek(
     out.table(&table)
 }
 
+fn has_members(group: &str) -> Error {
+    Error::Invalid(format!(
+        "group {group:?} has members, which would overwrite this: stop its consumers first (`flumen group describe \
+         {group}` shows them)"
+    ))
+}
+
 /// Those that are still there.
 async fn existing<'a>(
     cluster: &Cluster,
@@ -268,26 +279,29 @@ async fn existing<'a>(
     Ok(partitions.filter(is_there).cloned().collect())
 }
 
-/// `TOPIC` or `TOPIC:PARTITION`.
+/// `TOPIC` or `TOPIC:PARTITION`, each partition once.
 async fn named(cluster: &Cluster, topics: &[String]) -> Result<Vec<TopicPartition>, Failure> {
-    let mut found = Vec::new();
+    let mut found = BTreeSet::new();
     for text in topics {
+        let usage = || Failure::usage(format!("--topics {text:?}: give TOPIC or TOPIC:PARTITION"));
         let (name, partition) = match text.rsplit_once(':') {
             None => (text.as_str(), None),
             Some((name, number)) => {
                 let number = number.parse::<i32>().ok().filter(|number| *number >= 0);
-                let usage = || Failure::usage(format!("--topics {text}: give TOPIC or TOPIC:PARTITION"));
                 (name, Some(number.ok_or_else(usage)?))
             }
         };
+        if name.is_empty() {
+            return Err(usage());
+        }
         let topic = cluster.topic(name, false).await?;
         match partition {
             Some(partition) => {
                 topic.partition(partition)?;
-                found.push(TopicPartition::new(name, partition));
+                found.insert(TopicPartition::new(name, partition));
             }
             None => found.extend(topic.partitions.iter().map(|one| TopicPartition::new(name, one.index))),
         }
     }
-    Ok(found)
+    Ok(found.into_iter().collect())
 }

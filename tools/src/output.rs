@@ -156,7 +156,7 @@ fn shorten(text: &str, width: usize) -> String {
 }
 
 /// What would move the cursor or change the terminal is not printed as it is.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -4,7 +4,7 @@ use crate::amount;
 use crate::cli::TopicCommand;
 use crate::config::value_of;
 use crate::failure::{Failure, warn};
-use crate::output::{Column, Out, Table};
+use crate::output::{Column, Out, Table, printable};
 use flumen_client::Cluster;
 use flumen_client::admin::configs::{self, Change, Config, Entity};
 use flumen_client::admin::topics::{self, NewTopic};
@@ -13,7 +13,7 @@ use flumen_client::error::Error;
 use flumen_client::metadata::{Topic, TopicPartition, print_id};
 use flumen_wire::ErrorCode;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) async fn run(cluster: &Cluster, command: TopicCommand, out: &mut Out) -> Result<(), Failure> {
     match command {
@@ -24,16 +24,24 @@ pub(crate) async fn run(cluster: &Cluster, command: TopicCommand, out: &mut Out)
                 replicas: replicas.unwrap_or(-1),
                 configs: configs.clone(),
             };
-            let new: Vec<_> = topics.iter().map(new).collect();
+            let new: Vec<_> = distinct(topics).iter().map(new).collect();
             create(cluster, &new, if_not_exists, dry_run, out).await
         }
         TopicCommand::List { internal } => list(cluster, internal, out).await,
-        TopicCommand::Describe { topics } => describe(cluster, &topics, out).await,
+        TopicCommand::Describe { topics } => describe(cluster, &distinct(topics), out).await,
         TopicCommand::Alter { topic, partitions, configs, reset } => {
             alter(cluster, &topic, partitions, configs, reset, out).await
         }
-        TopicCommand::Delete { topics, if_exists } => delete(cluster, &topics, if_exists, out).await,
+        TopicCommand::Delete { topics, if_exists } => {
+            delete(cluster, &distinct(topics), if_exists, out).await
+        }
     }
+}
+
+/// Each name once, in the order in which they came: brokers refuse a request that has one twice.
+pub(crate) fn distinct(names: Vec<String>) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    names.into_iter().filter(|name| seen.insert(name.clone())).collect()
 }
 
 async fn create(
@@ -91,17 +99,20 @@ async fn alter(
     if changes.is_empty() && partitions.is_none() {
         return Err(Failure::usage("nothing to change: give --partitions, --config or --reset"));
     }
-    let mut done = Vec::new();
-    if !changes.is_empty() {
-        configs::alter(cluster, &Entity::Topic(topic.to_owned()), &changes).await?;
-        done.push(format!("{} settings changed", changes.len()));
-    }
-    if let Some(count) = partitions {
-        topics::create_partitions(cluster, topic, count).await?;
-        done.push(format!("{count} partitions"));
-    }
     let mut outcomes = Outcomes::new("TOPIC");
-    outcomes.add(topic.to_owned(), Ok(done.join(", ")));
+    let mut refused = false;
+    if !changes.is_empty() {
+        let result = configs::alter(cluster, &Entity::Topic(topic.to_owned()), &changes).await;
+        refused = result.is_err();
+        let count = changes.len();
+        let done = format!("{count} setting{} changed", if count == 1 { "" } else { "s" });
+        outcomes.add(topic.to_owned(), result.map(|()| done));
+    }
+    // Partitions cannot be taken back: there are none more unless all else is as it was asked for.
+    if let Some(count) = partitions.filter(|_| !refused) {
+        let result = topics::create_partitions(cluster, topic, count).await;
+        outcomes.add(topic.to_owned(), result.map(|()| format!("{count} partitions")));
+    }
     outcomes.print(out)
 }
 
@@ -188,7 +199,7 @@ fn describe_table(
         amount::count(records)
     ))?;
     for config in configs.iter().filter(|config| config.is_set) {
-        let value = value_of(config);
+        let value = printable(value_of(config));
         out.line(&format!("  {} = {value}  ({})", config.name, config.source))?;
     }
     let mut table = Table::new(&[
