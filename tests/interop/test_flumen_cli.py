@@ -858,6 +858,30 @@ def test_doctor(tmp_path):
     assert refused.status == 4 and "disk" in refused.text and "--data-dir" in refused.text
 
 
+def test_an_interrupt_of_doctor_leaves_nothing_behind(tmp_path):
+    process = subprocess.Popen(command(None, "doctor", "--data-dir", tmp_path), stdout=subprocess.DEVNULL)
+    try:
+        opened = f"{tmp_path}/.flumen-doctor-"
+        deadline = time.monotonic() + 20
+        while not written_to(process.pid, opened):
+            assert process.poll() is None and time.monotonic() < deadline
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+def written_to(pid: int, prefix: str) -> bool:
+    """Whether the process has opened a file whose path begins like that and written to it."""
+    for descriptor in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(descriptor).startswith(prefix) and descriptor.stat().st_size > 0:
+                return True
+    return False
+
+
 def test_a_command_starts_at_once():
     took = []
     for _ in range(10):

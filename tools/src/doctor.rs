@@ -280,10 +280,7 @@ struct DiskFigures {
 
 fn disk(folder: &Path) -> Check {
     let path = folder.join(format!(".flumen-doctor-{}", std::process::id()));
-    let figures = measure(&path);
-    // Whatever happened, it goes again.
-    let removed = fs::remove_file(&path);
-    let figures = match figures {
+    let figures = match measure(&path) {
         Ok(figures) => figures,
         Err(error) => {
             let mend = format!(
@@ -301,9 +298,6 @@ fn disk(folder: &Path) -> Check {
         amount::bytes(figures.bytes_per_second as u64),
         if figures.direct { "" } else { " (no direct I/O)" },
     );
-    if let Err(error) = removed {
-        return Check::poor("disk", found, format!("{} is left behind: {error}", path.display()));
-    }
     if !figures.direct {
         return Check::poor(
             "disk",
@@ -321,24 +315,43 @@ fn disk(folder: &Path) -> Check {
     Check::good("disk", found)
 }
 
+/// The file of the disk test, opened twice.
+struct TestFile {
+    /// Each write is on the disk when it is done.
+    synced: File,
+    large: File,
+    direct: bool,
+}
+
+impl TestFile {
+    fn open(path: &Path) -> io::Result<TestFile> {
+        let direct_flag = rustix::fs::OFlags::DIRECT.bits() as i32;
+        let sync_flag = rustix::fs::OFlags::DSYNC.bits() as i32;
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).create(true).truncate(false);
+        let open = |flags: i32| how.clone().custom_flags(flags).open(path);
+        let (synced, direct) = match open(direct_flag | sync_flag) {
+            Ok(file) => (file, true),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => (open(sync_flag)?, false),
+            Err(error) => return Err(error),
+        };
+        let large = open(if direct { direct_flag } else { 0 })?;
+        Ok(TestFile { synced, large, direct })
+    }
+}
+
+/// The file loses its name as soon as it is open: whatever ends the test, nothing is left behind.
 fn measure(path: &Path) -> io::Result<DiskFigures> {
-    let direct_flag = rustix::fs::OFlags::DIRECT.bits() as i32;
-    let sync_flag = rustix::fs::OFlags::DSYNC.bits() as i32;
-    let open = |flags: i32| {
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)
-    };
-    let (file, direct) = match open(direct_flag | sync_flag) {
-        Ok(file) => (file, true),
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => (open(sync_flag)?, false),
-        Err(error) => return Err(error),
-    };
+    let opened = TestFile::open(path);
+    let removed = fs::remove_file(path);
+    let TestFile { synced, large, direct } = opened?;
+    removed?;
     let mut memory = vec![0u8; LARGE + BLOCK];
     let start = memory.as_ptr().align_offset(BLOCK);
     let buffer = &mut memory[start..start + LARGE];
     buffer.fill(0xa5);
 
     // Written once before, so that the test does not measure the allocation of blocks.
-    let large = open(if direct { direct_flag } else { 0 })?;
     write_for(&large, buffer, TEST_FILE_BYTES, Duration::MAX)?;
     let began = Instant::now();
     let written = write_for(&large, buffer, u64::MAX, DISK_TEST)?;
@@ -350,7 +363,7 @@ fn measure(path: &Path) -> io::Result<DiskFigures> {
     let mut position = 0;
     while began.elapsed() < DISK_TEST {
         let at = Instant::now();
-        file.write_all_at(&buffer[..BLOCK], position)?;
+        synced.write_all_at(&buffer[..BLOCK], position)?;
         latencies.push(at.elapsed());
         position = (position + BLOCK as u64) % TEST_FILE_BYTES;
     }
