@@ -14,7 +14,7 @@ Exit codes:
   1    the broker refused, or something failed on the way
   2    the arguments make no sense
   3    no broker answers
-  4    `log verify` or `doctor` found something wrong
+  4    `log verify`, `log dump` or `doctor` found something wrong
   130  interrupted (Ctrl-C) before the end";
 
 /// Topics, records, groups and settings of a cluster that speaks the Kafka protocol; segments on disk; what this machine

@@ -30,6 +30,7 @@ use cli::{Arguments, Command};
 use failure::Failure;
 use flumen_client::{Cluster, Settings, runtime};
 use output::Out;
+use std::net::Ipv6Addr;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -49,7 +50,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments, out: &mut Out) -> Result<(), Failure> {
-    let settings = settings(&arguments)?;
+    // Where no broker is asked, it does not matter which was named.
+    let settings = settings(&arguments);
     match arguments.command {
         Command::Completions { shell } => {
             let mut command = Arguments::command();
@@ -61,7 +63,7 @@ fn run(arguments: Arguments, out: &mut Out) -> Result<(), Failure> {
         Command::Log(command) => log::run(command, out),
         Command::Doctor(options) => doctor::run(&options, out),
         command => runtime::block_on(async {
-            let cluster = Cluster::connect(settings).await?;
+            let cluster = Cluster::connect(settings?).await?;
             match command {
                 Command::Topic(command) => topic::run(&cluster, command, out).await,
                 Command::Group(command) => group::run(&cluster, command, out).await,
@@ -81,8 +83,13 @@ fn settings(arguments: &Arguments) -> Result<Settings, Failure> {
     let timeout = amount::duration(&arguments.timeout).ok_or_else(|| {
         Failure::usage(format!("--timeout {}: give a time, as in 30s or 500ms", arguments.timeout))
     })?;
-    let brokers: Vec<String> =
-        arguments.brokers.split(',').map(str::trim).filter(|one| !one.is_empty()).map(with_port).collect();
+    let addresses = arguments.brokers.split(',').map(str::trim).filter(|one| !one.is_empty());
+    let read = |one: &str| {
+        with_port(one).ok_or_else(|| {
+            Failure::usage(format!("--brokers {one}: give HOST:PORT, as in 127.0.0.1:9092 or [::1]:9092"))
+        })
+    };
+    let brokers = addresses.map(read).collect::<Result<Vec<String>, Failure>>()?;
     if brokers.is_empty() {
         return Err(Failure::usage("--brokers: give at least one HOST:PORT"));
     }
@@ -94,16 +101,21 @@ fn settings(arguments: &Arguments) -> Result<Settings, Failure> {
     })
 }
 
-/// Kafka's port where none is given.
-fn with_port(address: &str) -> String {
-    let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
-        port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
-    });
-    match has_port {
-        true => address.to_owned(),
-        false if address.contains(':') && !address.starts_with('[') => format!("[{address}]:9092"),
-        false => format!("{address}:9092"),
+/// Kafka's port where none is given; none where what is given is no address.
+fn with_port(address: &str) -> Option<String> {
+    if address.parse::<Ipv6Addr>().is_ok() {
+        return Some(format!("[{address}]:9092"));
     }
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if !address.ends_with(']') => (host, port.parse::<u16>().ok()?),
+        _ => (address, 9092),
+    };
+    let in_brackets = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let is_host = match in_brackets {
+        Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && !host.contains([':', '[', ']']),
+    };
+    is_host.then(|| format!("{host}:{port}"))
 }
 
 /// One page to standard output, or a page for each command into a directory.
@@ -134,7 +146,10 @@ mod tests {
             ("[::1]:1", "[::1]:1"),
             ("10.0.0.1", "10.0.0.1:9092"),
         ] {
-            assert_eq!(with_port(given), used);
+            assert_eq!(with_port(given).as_deref(), Some(used));
+        }
+        for wrong in ["127.0.0.1:99999", "h:", "h:x", ":9092", "a:b:1", "[::1", "[h]", "[::1]:x", "::1]:1"] {
+            assert_eq!(with_port(wrong), None, "{wrong}");
         }
     }
 

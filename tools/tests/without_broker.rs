@@ -2,6 +2,7 @@
 //! Kafka's, it is tested by `tests/interop/test_flumen_cli.py`.
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -52,14 +53,52 @@ fn nobody_there() {
 }
 
 #[test]
+fn nobody_answers_where_something_is() {
+    // The kernel takes the connection, and nobody ever reads from it.
+    let silent = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let silent = silent.local_addr().expect("bound").to_string();
+    let brokers = format!("{silent},a..b:9092");
+    let done = flumen(&["topic", "list", "-b", &brokers, "--timeout", "20ms"]);
+    let told = errors(&done);
+    assert_eq!(done.status.code(), Some(3), "{told}");
+    assert!(
+        told.contains(&format!("no broker answers; {silent}: ")) && told.contains("; a..b:9092: "),
+        "{told}"
+    );
+}
+
+#[test]
+fn nobody_reads_what_is_told() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flumen"));
+    let done = command.args(["topic", "list", "-b", "127.0.0.1:1"]).stderr(writer).status();
+    assert_eq!(done.expect("the command starts").code(), Some(3));
+}
+
+#[test]
+fn which_broker_does_not_matter_where_none_is_asked() {
+    for arguments in [&["completions", "bash"][..], &["man"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flumen"));
+        let done = command.env("FLUMEN_BROKERS", "").args(arguments).output().expect("the command starts");
+        assert_eq!((done.status.code(), errors(&done)), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
 fn wrong_arguments() {
-    let wrong: [&[&str]; 6] = [
+    let wrong: [&[&str]; 11] = [
         &["topic"],
         &["topic", "create", "t", "-c", "novalue"],
         &["consume", "t", "-o", "@noon"],
         &["consume", "t", "-f", "%y"],
         &["log", "dump", "d", "-f", "%y"],
         &["--timeout", "soon", "topic", "list"],
+        &["--timeout", "10000000000000000000s", "topic", "list"],
+        &["topic", "list", "-b", "127.0.0.1:99999"],
+        &["topic", "list", "-b", ""],
+        &["log", "dump", "d", "-f", "%k"],
+        &["log", "dump", "d", "-r", "-f", "%k", "--format", "json"],
     ];
     for arguments in wrong {
         let done = flumen(arguments);
