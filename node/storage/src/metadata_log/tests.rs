@@ -232,7 +232,7 @@ fn a_snapshot_holds_the_longest_settings() {
         let (mut log, mut image) = open(&disk, 1, 1 << 20).await.expect("recovers");
         for n in 0..1100 {
             let record = Record::Config {
-                resource: ConfigResource::Topic(format!("t{n}").into()),
+                resource: ConfigResource::Topic(format!("t{n}")),
                 name: "leader.replication.throttled.replicas".into(),
                 value: Some("0".repeat(i16::MAX as usize)),
             };
