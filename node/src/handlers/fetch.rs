@@ -208,7 +208,9 @@ async fn read_until(
     let mut rest = Duration::ZERO;
     loop {
         let left = deadline.unwrap_or_default().saturating_sub(runtime::uptime());
-        let wait = !left.is_zero() && !shard.stopping.get() && !request.connection.is_closed();
+        let connection = &request.connection;
+        let in_vain = connection.is_closed() || shard.net.is_pressed(connection);
+        let wait = !left.is_zero() && !shard.stopping.get() && !in_vain;
         let grant = shard.net.grant(fetch.bytes_max);
         let enough = fetch.bytes_min.min(grant.bytes);
         let wait = wait.then(|| Wait { watch: parked.watch(request), bytes_min: enough });

@@ -59,8 +59,9 @@ const FRAME_BYTES_AT_ONCE: usize = 1 << 20;
 const GRANT_BYTES_MIN: usize = 64 << 10;
 /// The part of what is left for unread responses that one may take.
 const GRANT_SHARE: usize = 4;
-/// How long a peer may take nothing, at least, before it is closed for what it leaves unread; and how often that is looked at.
+/// How long a peer may take nothing, at least, before it is closed for what it leaves unread.
 const STANDS_MIN: Duration = Duration::from_secs(1);
+/// How often it is looked who pins too much.
 const RELIEVE_EVERY: Duration = Duration::from_millis(100);
 /// How many times what peers may leave unread is so much that nobody is waited for.
 const UNSENT_FAR: usize = 2;
@@ -138,6 +139,8 @@ pub(crate) struct Net {
     in_flight_bytes: Cell<usize>,
     /// When peers were last closed for what they leave unread.
     relieved: Cell<Duration>,
+    /// When fetches were last woken for what is pinned behind them.
+    hurried: Cell<Duration>,
 }
 
 /// How much a response may bring. Held while it is gathered.
@@ -177,6 +180,7 @@ impl Net {
             granted_bytes: Cell::default(),
             in_flight_bytes: Cell::default(),
             relieved: Cell::default(),
+            hurried: Cell::default(),
         };
         epoll::add(
             &net.epoll,
@@ -219,6 +223,9 @@ impl Net {
         if self.unsent_bytes.get() > self.limits.unsent_bytes_max {
             self.relieve(requests);
             self.flush(requests);
+        }
+        if self.is_crowded() {
+            self.hurry();
         }
     }
 
@@ -279,9 +286,32 @@ impl Net {
     /// Whether the next request of a connection may be read. Who waits for others to end is looked at again when one of its
     /// own ends, or it hangs up.
     fn may_read(&self, connection: &Connection) -> bool {
-        let is_much = self.in_flight_bytes.get() >= self.limits.in_flight_bytes_max;
-        let waits = is_much && connection.in_flight_bytes() > 0 && !connection.hung_up.get();
+        let waits = self.is_crowded() && connection.in_flight_bytes() > 0 && !connection.hung_up.get();
         connection.may_read() && !waits
+    }
+
+    /// Requests under way pin more than they should.
+    fn is_crowded(&self) -> bool {
+        self.in_flight_bytes.get() >= self.limits.in_flight_bytes_max
+    }
+
+    /// Whether a fetch may not wait on this connection: requests wait behind it, and all together pin too much. Its peer may be
+    /// gone, too: nobody hears of that where what it sent last is not read.
+    pub(crate) fn is_pressed(&self, connection: &Connection) -> bool {
+        self.is_crowded() && connection.requests_in_flight() > 1
+    }
+
+    /// Wakes fetches that may not wait any more.
+    fn hurry(&self) {
+        if self.now.get().saturating_sub(self.hurried.get()) < RELIEVE_EVERY {
+            return;
+        }
+        self.hurried.set(self.now.get());
+        let all = self.connections.borrow();
+        let pressed = all.iter().filter(|(_, connection)| self.is_pressed(connection));
+        let parked: Vec<_> = pressed.flat_map(|(_, connection)| connection.parked.borrow().clone()).collect();
+        drop(all);
+        parked.iter().for_each(|fetch| fetch.wake());
     }
 
     /// Answers a request. The bytes leave with the next [`Net::flush`].
@@ -432,6 +462,9 @@ impl Net {
             }
         }
         self.relieve(requests);
+        if self.is_crowded() {
+            self.hurry();
+        }
         self.flush(requests);
     }
 
