@@ -10,8 +10,7 @@ use flumen_wire::messages::describe_producers_response::{
     DescribeProducersResponse, PartitionResponse, ProducerState, TopicResponse,
 };
 
-use super::group::check_partitions;
-use super::{Refusal, Request};
+use super::{Refusal, Request, check_partitions};
 use crate::net::response::Response;
 use crate::shard::Shard;
 

@@ -3,16 +3,13 @@
 use std::collections::HashSet;
 
 use flumen_core::coordinator::{Answer, Caller};
-use flumen_core::limits::PARTITIONS_MAX;
 use flumen_wire::ErrorCode;
 use futures_util::stream::{self, StreamExt};
 
-use super::{Refusal, Request};
+use super::{Refusal, Request, at_most};
 
 /// Most groups that one request may name.
 const GROUPS_PER_REQUEST_MAX: usize = 100_000;
-/// Most partitions that one request may name.
-const PARTITIONS_NAMED_MAX: usize = 5 * PARTITIONS_MAX;
 /// Of how many groups of one request the coordinators are asked at once.
 const GROUPS_AT_ONCE: usize = 64;
 
@@ -40,22 +37,7 @@ impl Who {
 
 /// Refuses a request that names too many groups.
 pub(super) fn check_count(groups: usize) -> Result<(), Refusal> {
-    if groups <= GROUPS_PER_REQUEST_MAX {
-        return Ok(());
-    }
-    Err(Refusal::Close(format!("{groups} groups in one request, where {GROUPS_PER_REQUEST_MAX} are allowed")))
-}
-
-/// Refuses a request that names more partitions than there can be: each takes far more in memory, and in the answer, than in the
-/// request.
-pub(super) fn check_partitions<'a>(named: impl Iterator<Item = &'a Vec<i32>>) -> Result<(), Refusal> {
-    let count: usize = named.map(Vec::len).sum();
-    if count <= PARTITIONS_NAMED_MAX {
-        return Ok(());
-    }
-    Err(Refusal::Close(format!(
-        "{count} partitions in one request, where {PARTITIONS_NAMED_MAX} are allowed"
-    )))
+    at_most(groups, GROUPS_PER_REQUEST_MAX, "groups")
 }
 
 /// What comes of asking for each group that a request names, in their order: few at a time.

@@ -9,7 +9,7 @@ use flumen_wire::messages::list_groups_response::{ListGroupsResponse, ListedGrou
 use futures_util::future::join_all;
 
 use super::carried::Carried;
-use super::{Refusal, Request};
+use super::{Refusal, Request, at_most};
 use crate::net::response::Response;
 use crate::shard::Shard;
 
@@ -21,9 +21,7 @@ const TYPE_VERSION: i16 = 5;
 
 pub(super) async fn handle(shard: &Rc<Shard>, request: &Request) -> Result<Response, Refusal> {
     let body: ListGroupsRequest<'_> = request.body()?;
-    if body.states_filter.len().max(body.types_filter.len()) > FILTERS_MAX {
-        return Err(Refusal::Close(format!("more than {FILTERS_MAX} states or types in one request")));
-    }
+    at_most(body.states_filter.len().max(body.types_filter.len()), FILTERS_MAX, "states or types")?;
     let asked = (0..shard.coordinator_partitions()).map(|partition| {
         let carried = Carried::new(request);
         shard.coordinate_at(

@@ -48,6 +48,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flumen_core::limits::PARTITIONS_MAX;
 use flumen_wire::ApiKey;
 use flumen_wire::api::{self, Unsupported};
 use flumen_wire::codec::{Decode, DecodeError, Message, Reader, Writer};
@@ -130,6 +131,22 @@ impl Request {
         self.frame = Bytes::new();
         self.body_at = 0;
     }
+}
+
+/// Most partitions that one request may name: more than there can be.
+const PARTITIONS_NAMED_MAX: usize = 5 * PARTITIONS_MAX;
+
+/// Refuses a request that names too many of something: each takes far more in memory, and in the answer, than in the request.
+fn at_most(count: usize, max: usize, what: &str) -> Result<(), Refusal> {
+    if count <= max {
+        return Ok(());
+    }
+    Err(Refusal::Close(format!("{count} {what} in one request, where {max} are allowed")))
+}
+
+/// As [`at_most`], of partitions, listed by topic.
+fn check_partitions<'a>(named: impl Iterator<Item = &'a Vec<i32>>) -> Result<(), Refusal> {
+    at_most(named.map(Vec::len).sum(), PARTITIONS_NAMED_MAX, "partitions")
 }
 
 /// Takes one frame. What it starts goes on after the turn.

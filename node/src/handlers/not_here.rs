@@ -24,21 +24,13 @@ use flumen_wire::messages::elect_leaders_response::{
 use flumen_wire::messages::list_partition_reassignments_request::ListPartitionReassignmentsRequest;
 use flumen_wire::messages::list_partition_reassignments_response::ListPartitionReassignmentsResponse;
 
-use super::group::check_partitions;
-use super::{Refusal, Request};
+use super::{Refusal, Request, at_most, check_partitions};
 use crate::net::response::Response;
 use crate::shard::Shard;
 
 /// Most that one request may name: each takes more in the answer.
 const NAMED_MAX: usize = 100_000;
 const NO_AUTHORIZER: &str = "No Authorizer is configured.";
-
-fn check_named(count: usize) -> Result<(), Refusal> {
-    if count <= NAMED_MAX {
-        return Ok(());
-    }
-    Err(Refusal::Close(format!("{count} entries in one request, where {NAMED_MAX} are allowed")))
-}
 
 pub(super) fn describe_acls(request: &Request) -> Result<Response, Refusal> {
     let _: DescribeAclsRequest<'_> = request.body()?;
@@ -51,7 +43,7 @@ pub(super) fn describe_acls(request: &Request) -> Result<Response, Refusal> {
 
 pub(super) fn create_acls(request: &Request) -> Result<Response, Refusal> {
     let body: CreateAclsRequest<'_> = request.body()?;
-    check_named(body.creations.len())?;
+    at_most(body.creations.len(), NAMED_MAX, "ACLs")?;
     let refused = |_| AclCreationResult {
         error_code: ErrorCode::SecurityDisabled.code(),
         error_message: Some(NO_AUTHORIZER),
@@ -62,7 +54,7 @@ pub(super) fn create_acls(request: &Request) -> Result<Response, Refusal> {
 
 pub(super) fn delete_acls(request: &Request) -> Result<Response, Refusal> {
     let body: DeleteAclsRequest<'_> = request.body()?;
-    check_named(body.filters.len())?;
+    at_most(body.filters.len(), NAMED_MAX, "filters")?;
     let refused = |_| DeleteAclsFilterResult {
         error_code: ErrorCode::SecurityDisabled.code(),
         error_message: Some(NO_AUTHORIZER),
@@ -83,7 +75,7 @@ pub(super) fn describe_client_quotas(request: &Request) -> Result<Response, Refu
 pub(super) fn describe_user_scram_credentials(request: &Request) -> Result<Response, Refusal> {
     let body: DescribeUserScramCredentialsRequest<'_> = request.body()?;
     let users = body.users.unwrap_or_default();
-    check_named(users.len())?;
+    at_most(users.len(), NAMED_MAX, "users")?;
     let texts: Vec<String> = users
         .iter()
         .map(|user| format!("Attempt to describe a user credential that does not exist: {}", user.name))

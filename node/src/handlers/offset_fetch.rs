@@ -14,8 +14,8 @@ use flumen_wire::messages::offset_fetch_response::{
     OffsetFetchResponsePartitions, OffsetFetchResponseTopic, OffsetFetchResponseTopics,
 };
 
-use super::group::{are_repeated, check_partitions, each};
-use super::{Refusal, Request};
+use super::group::{are_repeated, each};
+use super::{Refusal, Request, check_partitions};
 use crate::net::response::Response;
 use crate::shard::Shard;
 

@@ -110,7 +110,7 @@ pub(crate) struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Interest {
     pub(super) read: bool,
-    /// That the peer hangs up, though nothing may be read. It is told again and again until it is read.
+    /// That the peer hangs up: as `read`, and also where only others keep it from being read. It is told again and again until it is read.
     pub(super) hangup: bool,
     pub(super) write: bool,
 }

@@ -220,6 +220,11 @@ impl Net {
         }
         self.events.replace(events);
         self.flush(requests);
+        self.ease(requests);
+    }
+
+    /// Where clients pin too much, has them let go of some.
+    fn ease(&self, requests: &impl Requests) {
         if self.unsent_bytes.get() > self.limits.unsent_bytes_max {
             self.relieve(requests);
             self.flush(requests);
@@ -461,10 +466,7 @@ impl Net {
                 self.close(&connection);
             }
         }
-        self.relieve(requests);
-        if self.is_crowded() {
-            self.hurry();
-        }
+        self.ease(requests);
         self.flush(requests);
     }
 
@@ -546,7 +548,7 @@ impl Net {
         }
         let mut flags = epoll::EventFlags::empty();
         flags.set(epoll::EventFlags::IN, interest.read);
-        flags.set(epoll::EventFlags::RDHUP, interest.read || interest.hangup);
+        flags.set(epoll::EventFlags::RDHUP, interest.hangup);
         flags.set(epoll::EventFlags::OUT, interest.write);
         let data = epoll::EventData::new_u64(connection.key.to_u64());
         let socket = connection.socket.borrow();

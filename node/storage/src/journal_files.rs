@@ -201,6 +201,11 @@ impl<D: Disk> Journal<D> {
         self.sealed.back().map(|file| file.last_lsn)
     }
 
+    /// Whether a group was formed that is not durable yet.
+    pub(crate) fn has_group_in_flight(&self) -> bool {
+        self.next_lsn.0 > self.durable_lsn.0 + 1
+    }
+
     pub(crate) fn free_count(&self) -> usize {
         self.free.len()
     }

@@ -160,8 +160,8 @@ impl<D: Disk, T: 'static> Engine<D, T> {
                 directories.push(partition.directory.clone());
             }
         }
-        let group_in_flight = state.journal.next_lsn.0 > durable.0 + 1;
-        state.dirty_since = (covered < durable || group_in_flight).then(|| self.disk.monotonic());
+        let is_dirty = covered < durable || state.journal.has_group_in_flight();
+        state.dirty_since = is_dirty.then(|| self.disk.monotonic());
         state.checkpoint_wanted = false;
         state.checkpoint_again = None;
         state.checkpoint_round += 1;

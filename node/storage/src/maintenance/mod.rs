@@ -155,7 +155,7 @@ impl<D: Disk, T: 'static> Engine<D, T> {
             })
         };
         // No group is in flight (one may hold a log start alone), and no answer waits to be handed out.
-        let quiet = state.ready.is_empty() && state.journal.next_lsn.0 == state.journal.durable_lsn.0 + 1;
+        let quiet = state.ready.is_empty() && !state.journal.has_group_in_flight();
         quiet && state.slots().iter().all(idle)
     }
 
